@@ -1,0 +1,115 @@
+"""Train the dense models that the recipes in pipelines/ compress.
+
+    python -m benchmarks.train cnn            # checkpoints/cnn/model.pt, about 5 minutes on 2 cores
+    python -m benchmarks.train mobilenetv2
+    python -m benchmarks.train lstm
+
+Only the training split is used; validation and test accuracy are printed at the end. Same seed, same weights (on one
+machine with one thread count). Each checkpoint gets a folder of its own under --out, with what a model needs beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.reviews import fetch_reviews
+from compress.data import Data, DataOptions, Tokenizer, load_data, read_texts
+from compress.files import write_atomically
+from compress.measurement import accuracy, outputs_of
+from compress.models.reference import FineGrainedCNN, LSTMClassifier
+from compress.models.torchvision_compat import ensure_operators
+from compress.training import FineTuneConfig, finetune, plan_steps
+from compress.values import Model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, on what, and how."""
+
+    module: nn.Module
+    data: Data
+    config: FineTuneConfig
+    epochs: float
+    whole: bool  # save the module itself (torch's and torchvision's classes), else its state dict
+
+
+def cnn(folder: Path, seed: int) -> Trained:
+    """The fine-grained pruning CNN on Fashion-MNIST."""
+    torch.manual_seed(seed)
+    data = load_data("fashion-mnist", DataOptions())
+    return Trained(FineGrainedCNN(), data, FineTuneConfig(batch_size=128, learning_rate=0.002), 5, whole=False)
+
+
+def mobilenetv2(folder: Path, seed: int) -> Trained:
+    """torchvision's MobileNetV2 with 10 classes on 12,800 images of Fashion-MNIST, grey repeated to three channels."""
+    ensure_operators()
+    from torchvision.models import mobilenet_v2
+
+    torch.manual_seed(seed)
+    data = load_data("fashion-mnist", DataOptions(channels=3, limit=12_800))
+    return Trained(
+        mobilenet_v2(num_classes=10), data, FineTuneConfig(batch_size=128, learning_rate=0.003), 8, whole=True
+    )
+
+
+def lstm(folder: Path, seed: int) -> Trained:
+    """A two-layer LSTM on movie-review sentences: is the mean rating above 0?"""
+    reviews = fetch_reviews(folder)
+    options = DataOptions(text_column="2", label_column="1", label_threshold=0.0)
+    tokenizer = Tokenizer.build(read_texts(reviews, options))
+    vocabulary = folder / "vocab.json"
+    write_atomically(vocabulary, tokenizer.to_json())
+    torch.manual_seed(seed)
+    data = load_data(f"csv:{reviews}", DataOptions(**{**vars(options), "vocabulary": vocabulary}))
+    config = FineTuneConfig(batch_size=64, learning_rate=0.002, weight_decay=0.01)
+    return Trained(LSTMClassifier(len(tokenizer)), data, config, 4, whole=False)
+
+
+MODELS: dict[str, Callable[[Path, int], Trained]] = {"cnn": cnn, "mobilenetv2": mobilenetv2, "lstm": lstm}
+
+
+def train(name: str, folder: Path, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    trained, started, told = MODELS[name](folder, seed), time.perf_counter(), 0.0
+
+    def progress(label: str, done: int, total: int, note: str = "") -> None:
+        nonlocal told
+        if time.perf_counter() - told > 15 or done == total:
+            told = time.perf_counter()
+            print(f"{label} {done}/{total} {note}", file=sys.stderr, flush=True)
+
+    steps = plan_steps(trained.data.train, trained.config, trained.epochs)
+    finetune(
+        trained.module, None, trained.data.train, trained.config, steps=steps, seed=seed, progress=progress, label=name
+    )
+    content = io.BytesIO()
+    torch.save(trained.module if trained.whole else trained.module.state_dict(), content)
+    write_atomically(folder / "model.pt", content.getvalue())
+    model = Model(trained.module, trained.data.inputs)
+    for split in (trained.data.validation, trained.data.test):
+        found = accuracy(outputs_of(model, split))
+        print(f"{name} {split.name}: {found.value:.4f} ({found.low:.4f}-{found.high:.4f}, n={found.n})")
+    print(f"{folder / 'model.pt'}: {time.perf_counter() - started:.0f} s, torch {torch.__version__}, seed {seed}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=sorted(MODELS))
+    parser.add_argument("--out", type=Path, default=Path("checkpoints"))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for name in options.models:
+        train(name, options.out / name, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The `compress` command: one file a subcommand. The only place that prints or sets an exit status.
+
+Exit status: 0 done; 1 an error, told in a line or two; 2 usage; 3 finished and reported, but no variant met the gate;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from compress import __version__
+from compress.cli.benchmark import benchmark
+from compress.cli.console import complain
+from compress.cli.demo import demo
+from compress.cli.doctor import doctor
+from compress.cli.export import export
+from compress.cli.pipeline import pipeline
+from compress.cli.quantize import quantize
+from compress.cli.sparsify import sparsify
+from compress.errors import CompressError
+
+COMMANDS = (pipeline, sparsify, export, quantize, benchmark, demo, doctor)
+DEBUG = "--debug"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="compress")
+def cli() -> None:
+    """From a trained PyTorch model to the smallest and fastest ONNX file that keeps its accuracy, with the proof.
+
+    \b
+    Examples:
+      compress demo --out demo
+      compress pipeline model.pt --data fashion-mnist --max-drop 0.01
+      compress pipeline weights.pt --factory torchvision.models:resnet18 --data images:photos --size 224
+      compress doctor
+
+    Every command takes --debug, which shows the traceback of an error.
+    """
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and leave with its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG in given
+    # Warnings of torch and of the exporters are about our calls, not about the user's model.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if debug:
+        logging.getLogger("compress").setLevel(logging.DEBUG)
+    sys.exit(_status([a for a in given if a != DEBUG] or ["--help"], debug))
+
+
+def _status(arguments: list[str], debug: bool) -> int:
+    try:
+        result = cli.main(arguments, prog_name="compress", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        complain("\nInterrupted. What was finished is kept: the same command with --resume goes on from there.")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (| head): nothing more to say, and nothing to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        complain(f"Error: {told(error)}")
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def told(error: Exception) -> str:
+    """An error in a line or two."""
+    if isinstance(error, CompressError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return (
+            f"no space left on the device{f' for {error.filename}' if error.filename else ''}. Free some and --resume."
+        )
+    if isinstance(error, MemoryError):
+        return "out of memory. Use fewer samples (--limit) or smaller batches (--set sparsify.finetune.batch_size=32)."
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    defect = "This is a defect of compress: please report it with the output of --debug."
+    return f"unexpected {type(error).__name__}: {first}\n{defect}"

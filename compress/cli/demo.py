@@ -1,0 +1,43 @@
+"""compress demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from compress.cli.console import Display, say
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="demo",
+    show_default=True,
+    help="Directory for the model and the run.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the training and of the run.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in --out.")
+def demo(out: Path, seed: int, overwrite: bool) -> int:
+    """Train a small CNN on handwritten digits in seconds, then compress it.
+
+    \b
+    Example:
+      compress demo --out demo
+    """
+    from compress.cli.results import show_report
+    from compress.demo import train_digits
+    from compress.pipeline import run
+    from compress.recipe import load_recipe
+    from compress.workspace import Workspace
+
+    run_directory = out / "compressed"
+    Workspace.open(run_directory, overwrite=overwrite)
+    with Display() as display:
+        model = train_digits(out / "model.pt", seed, display)
+        command = f"compress pipeline {model} --data digits --objective size --seed {seed} --out {run_directory}"
+        options = {"data": "digits", "objective": "size", "seed": seed, "out": run_directory, "overwrite": True}
+        report = run(load_recipe(model, options), display, command)
+    say(f"$ {command}\n")
+    return show_report(report, run_directory)

@@ -1,0 +1,61 @@
+"""compress pipeline."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.cli.console import Display
+from compress.cli.options import (
+    benchmark_options,
+    common_options,
+    data_options,
+    model_options,
+    recipe_from,
+    recipe_options,
+)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@data_options()
+@click.option("--out", type=click.Path(path_type=Path), help="The run directory. [default: compressed]")
+@click.option("--max-drop", type=float, help="Accuracy that may be lost, as a fraction. [default: 0.01]")
+@click.option("--objective", type=click.Choice(["size", "latency", "balanced"]), help="What ships. [default: balanced]")
+@click.option("--skip", multiple=True, metavar="STAGE", help="Leave out sparsify or quantize. Repeatable.")
+@click.option("--resume", is_flag=True, default=None, help="Go on with the run in --out after its last finished stage.")
+@click.option("--overwrite", is_flag=True, default=None, help="Replace the run in --out.")
+@click.option("--sparsity", type=float, help="Share of weights to remove; default: the most within the budget.")
+@click.option("--epochs", type=float, help="Passes over the training data in each round of fine-tuning. [default: 3]")
+@common_options()
+@benchmark_options()
+@model_options()
+@recipe_options()
+@click.option("--quiet", is_flag=True, help="No progress, only the result.")
+def pipeline(model: Path, quiet: bool, **options: Any) -> int:
+    """Compress MODEL: sparsify, export, quantize, benchmark, choose, report.
+
+    MODEL is a pickled module, a state dict or safetensors file (with --factory), TorchScript, .pt2 or .onnx. The run
+    directory gets model.onnx, its zip, report.md, report.html, report.json and every stage's files. Exit status 3 where
+    no variant kept the accuracy.
+
+    \b
+    Examples:
+      compress pipeline model.pt --data fashion-mnist
+      compress pipeline model.pt --data npz:data.npz --max-drop 0.005 --objective size --out small
+      compress pipeline weights.pt --factory ./net.py:Net --factory-args '{"width": 32}' --data images:photos
+      compress pipeline model.pt --input 3x224x224        (no data: no fine-tuning)
+      compress pipeline model.pt --resume
+    """
+    from compress.cli.results import show_report
+    from compress.pipeline import run
+
+    recipe = recipe_from(model, options)
+    command = shlex.join(["compress", *sys.argv[1:]])
+    with Display(quiet) as display:
+        report = run(recipe, display, command)
+    return show_report(report, recipe.out)

@@ -1,0 +1,65 @@
+"""compress sparsify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.cli.console import Display, say, show_table
+from compress.cli.options import (
+    common_options,
+    data_options,
+    model_options,
+    output_option,
+    recipe_from,
+    recipe_options,
+)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@data_options()
+@output_option("sparse.safetensors", "The sparse weights, a safetensors file.")
+@click.option("--max-drop", type=float, help="Accuracy that may be lost, as a fraction. [default: 0.01]")
+@click.option("--sparsity", type=float, help="Share of weights to remove; default: the most within the budget.")
+@click.option("--epochs", type=float, help="Passes over the training data in each round. [default: 3]")
+@common_options()
+@model_options()
+@recipe_options()
+def sparsify(model: Path, out: Path, **options: Any) -> int:
+    """Make as many weights of MODEL zero as its accuracy allows, with fine-tuning.
+
+    The whole of --max-drop is used here, unless --set sparsify.budget says otherwise. Exit status 3 where no sparsity
+    kept the accuracy: then nothing is written.
+
+    \b
+    Examples:
+      compress sparsify model.pt --data fashion-mnist
+      compress sparsify model.pt --data digits --sparsity 0.9 --epochs 5 --out sparse.safetensors
+    """
+    from compress.files import write_atomically
+    from compress.models import save_state
+    from compress.opening import open_inputs
+    from compress.sparsity import sparsify as run_stage
+
+    options["overrides"] = ("sparsify.budget=1", *options["overrides"])
+    recipe = recipe_from(model, options)
+    with Display() as display:
+        opened = open_inputs(recipe, display)
+        original = opened.needs_torch("sparsify")
+        sparse, record = run_stage(original, recipe.sparsify, opened.context(out.parent, recipe, display))
+    show_table(
+        ("round", "sparsity", "drop on validation", "within the budget"),
+        [
+            (str(n), f"{r['sparsity']:.2%}", f"{r['drop']:+.4f}", "yes" if r["within"] else "no")
+            for n, r in enumerate(record.figures["rounds"], 1)
+        ],
+    )
+    if record.skipped:
+        say(f"Nothing written: {record.skipped}.")
+        return 3
+    write_atomically(out, save_state(sparse.module))
+    say(f"{out}: {record.figures['sparsity']:.2%} of {record.figures['weights']:,} weights are zero.")
+    return 0

@@ -1,0 +1,59 @@
+"""The errors that compress raises on purpose.
+
+    CompressError                 exit status 1: one or two lines, no traceback
+    ├── RecipeError               an option or a compress.toml that cannot be used (all problems told at once)
+    ├── ModelError                the model file or the module in it
+    │   └── UntrustedPickleError  a pickle that wants code it may not have
+    ├── DataError                 the data source, or data that does not fit the model
+    ├── ExportError               the model cannot be written as ONNX, or the ONNX file does not agree with it
+    ├── QuantizationError         the ONNX graph cannot be quantized
+    ├── MeasurementError          a session or a measurement that cannot be trusted
+    ├── SparsityError             a sparsity that cannot be reached or did not hold
+    └── WorkspaceError            the run directory: in use, unwritable, full
+
+Anything else that escapes is a defect of compress and says so. ``cli/`` is the one place where an error becomes an
+exit status. A message names what was asked, what was found, what is allowed, and the next step.
+"""
+
+
+class CompressError(Exception):
+    """Base of every error that compress raises on purpose."""
+
+
+class RecipeError(CompressError, ValueError):
+    """An option, an override or a recipe file that cannot be used.
+
+    Also a ValueError, so that a config that refuses its own values is collected with the other problems of a recipe.
+    """
+
+
+class ModelError(CompressError):
+    """A model file that cannot be read, or a module that cannot be run."""
+
+
+class UntrustedPickleError(ModelError):
+    """A pickle whose globals are not all on the list of what may be loaded."""
+
+
+class DataError(CompressError):
+    """A data source that cannot be read, is not valid, or does not fit the model."""
+
+
+class ExportError(CompressError):
+    """A model that cannot be written as ONNX, or an ONNX file that does not agree with its model."""
+
+
+class QuantizationError(CompressError):
+    """An ONNX graph that cannot be quantized, or whose quantized form is not valid."""
+
+
+class MeasurementError(CompressError):
+    """A session that is not what was asked for, or a measurement that cannot be trusted."""
+
+
+class SparsityError(CompressError):
+    """A sparsity that cannot be reached, or zeros that did not hold."""
+
+
+class WorkspaceError(CompressError):
+    """A run directory that is in use, cannot be written, or is full."""

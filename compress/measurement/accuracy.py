@@ -1,0 +1,232 @@
+"""What a model answers on a split: accuracy where there are labels, agreement with the original model everywhere."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from compress.errors import MeasurementError
+from compress.measurement.environment import available_threads
+from compress.measurement.sessions import open_session
+from compress.values import InputSpec, Model, OnnxModel, Progress, silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.data.splits import Split
+
+Run = Callable[[tuple["Tensor", ...]], NDArray[np.float32]]
+
+_CONFIDENCE = 0.95
+_BATCH_BYTES = 2**24  # of the inputs: activations take tens of times as much, and must fit a small machine
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A model's first output on every sample of a split, in the split's order."""
+
+    values: NDArray[np.float32]  # (N, C, …)
+    labels: NDArray[np.int64] | None  # (N,)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers and its 95 % Wilson interval."""
+
+    value: float  # 0..1
+    low: float
+    high: float
+    n: int  # samples
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a model's answers are."""
+
+    accuracy: Accuracy | None  # None: no labels
+    fidelity: float  # 0..1: share of samples with the same top-1 as the original model
+    n: int  # samples
+
+    @property
+    def figure(self) -> float:
+        """The number that a drop is measured in: accuracy where there are labels, else fidelity."""
+        return self.fidelity if self.accuracy is None else self.accuracy.value
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Score:
+        accuracy = stored["accuracy"]
+        return cls(None if accuracy is None else Accuracy(**accuracy), stored["fidelity"], stored["n"])
+
+
+def outputs_of(
+    model: Model | OnnxModel, split: Split, batch_size: int = 256, device: str = "cpu", progress: Progress = silent
+) -> Outputs:
+    """Run a model on every sample of a split.
+
+    Args:
+        model: A torch model runs on ``device``, an ONNX file on the CPU with every core that is available.
+        split: At least one sample.
+        batch_size: Samples at a time, at most: fewer where samples are large.
+        device: Of torch; a module that is not there yet is copied.
+        progress: Told after every batch.
+
+    Raises:
+        MeasurementError: the split is empty, or an output is not finite, or not one answer a sample.
+    """
+    run = _torch_run(model, device) if isinstance(model, Model) else _onnx_run(model)
+    size = _fitting(batch_size, model.inputs)
+    values: list[NDArray[np.float32]] = []
+    labels: list[NDArray[np.int64]] = []
+    done = 0
+    for inputs, targets in split.batches(size):
+        output = run(inputs)
+        _check(output, len(inputs[0]), split, done)
+        values.append(output)
+        if targets is not None:
+            labels.append(targets.numpy().astype(np.int64))
+        done += len(output)
+        progress(f"scoring {split.name}", done, len(split))
+    if not values:
+        raise MeasurementError(f"the {split.name} split is empty; at least one sample is needed to score a model.")
+    return Outputs(np.concatenate(values), np.concatenate(labels) if labels else None)
+
+
+def top1(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The class that each answer stands for.
+
+    Args:
+        values: (N, C, …); a single column, or (N,), is the logit of a yes-or-no question.
+
+    Returns:
+        (N, …): the index of the largest of axis 1, or 1 where a single logit is above 0.
+    """
+    if values.ndim == 1 or values.shape[1] == 1:
+        logits = values if values.ndim == 1 else values[:, 0]
+        return (logits > 0).astype(np.int64)
+    chosen: NDArray[np.int64] = values.argmax(axis=1)
+    return chosen
+
+
+def accuracy(outputs: Outputs) -> Accuracy:
+    """Share of samples whose top-1 is their label.
+
+    Raises:
+        MeasurementError: there are no labels, or not one a prediction.
+    """
+    if outputs.labels is None:
+        raise MeasurementError("accuracy needs labels and this data has none; use fidelity.")
+    predicted = top1(outputs.values)
+    if predicted.shape != outputs.labels.shape:
+        raise MeasurementError(
+            f"outputs of shape {outputs.values.shape} give predictions of shape {predicted.shape}, but the labels have "
+            f"shape {outputs.labels.shape}. One label a sample is allowed; score this model without labels."
+        )
+    right, n = int((predicted == outputs.labels).sum()), len(predicted)
+    interval = stats.binomtest(right, n).proportion_ci(confidence_level=_CONFIDENCE, method="wilson")
+    return Accuracy(right / n, float(interval.low), float(interval.high), n)
+
+
+def fidelity(outputs: Outputs, reference: Outputs) -> float:
+    """Share of predictions that are those of the original model, 0..1.
+
+    Raises:
+        MeasurementError: the two do not have the same shape.
+    """
+    ours, theirs = top1(outputs.values), top1(reference.values)
+    if ours.shape != theirs.shape:
+        raise MeasurementError(
+            f"predictions of shape {ours.shape} cannot be compared with the original's {theirs.shape}. "
+            "Both models must answer the same samples with the same classes."
+        )
+    return float((ours == theirs).mean())
+
+
+def score(outputs: Outputs, reference: Outputs) -> Score:
+    """Score answers against the labels, where there are any, and against the original model's answers."""
+    right = None if outputs.labels is None else accuracy(outputs)
+    return Score(right, fidelity(outputs, reference), len(outputs.values))
+
+
+def drop(score: Score, baseline: Score) -> float:
+    """What was lost against the baseline, as a fraction of accuracy, or of fidelity without labels; may be below 0."""
+    return baseline.figure - score.figure
+
+
+def _fitting(batch_size: int, inputs: tuple[InputSpec, ...]) -> int:
+    sample = sum(prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in inputs)
+    return max(1, min(batch_size, _BATCH_BYTES // max(1, sample)))
+
+
+def _check(output: NDArray[np.float32], batch: int, split: Split, done: int) -> None:
+    """Refuse one batch of answers that is not one finite answer a sample."""
+    if output.shape[:1] != (batch,):
+        raise MeasurementError(
+            f"a batch of {batch} samples gives an output of shape {output.shape}. Axis 0 must be the batch."
+        )
+    bad = ~np.isfinite(output).reshape(len(output), -1).all(axis=1)
+    if bad.any():
+        number = int(split.indices[done + int(bad.argmax())])
+        raise MeasurementError(
+            f"the model's output is not finite for sample {number} of the {split.name} split. "
+            "Look for NaN in that sample and in the weights."
+        )
+
+
+def _onnx_run(model: OnnxModel) -> Run:
+    session = open_session(model.path, "cpu", available_threads())
+
+    def run(inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
+        output = session.run(None, feeds(model.inputs, inputs))[0]
+        return np.asarray(output, np.float32)
+
+    return run
+
+
+def feeds(specs: tuple[InputSpec, ...], inputs: tuple[Tensor, ...]) -> dict[str, NDArray[Any]]:
+    """A batch as ONNX Runtime takes it: by name, in the exact type that the graph declares.
+
+    Raises:
+        MeasurementError: another number of inputs than the model has.
+    """
+    if len(specs) != len(inputs):
+        names = ", ".join(spec.name for spec in specs)
+        raise MeasurementError(
+            f"the model takes {len(specs)} inputs ({names}), a sample of the data has {len(inputs)}."
+        )
+    return {spec.name: x.numpy().astype(spec.dtype, copy=False) for spec, x in zip(specs, inputs, strict=True)}
+
+
+def _torch_run(model: Model, device: str) -> Run:
+    # Here and not above: `compress doctor` passes by this module, and must run where torch cannot be imported.
+    import torch
+    from torch.utils import _pytree
+
+    module = model.module
+    if any(tensor.device.type != torch.device(device).type for tensor in _state(module)):
+        module = copy.deepcopy(module).to(device)
+
+    def run(inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            result = module(*(x.to(device) for x in inputs))
+        first = next((leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)), None)
+        if first is None:
+            raise MeasurementError(f"the model returns {type(result).__name__} without a tensor in it; return tensors.")
+        values: NDArray[np.float32] = first.float().cpu().numpy()
+        return values
+
+    return run
+
+
+def _state(module: Any) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()

@@ -1,0 +1,251 @@
+"""The machine and the libraries that numbers come from, and what is known to go wrong with them.
+
+Neither torch nor onnxruntime is imported here at the top: `compress doctor` must work where one of them is broken.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import logging
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cpuinfo
+
+from compress import __version__
+
+logger = logging.getLogger(__name__)
+
+# The kernel's CPU flag -> the name that people know. Those that decide how fast int8 is.
+_ISA = {
+    "sse4_1": "sse4.1",
+    "avx": "avx",
+    "avx2": "avx2",
+    "avx512f": "avx512",
+    "avx512vnni": "vnni",
+    "avx512_vnni": "vnni",
+    "avx_vnni": "vnni",
+    "amx_int8": "amx",
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+}
+
+# A module -> the distributions that may bring it, in the order in which they are looked for.
+_DISTRIBUTIONS = {
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "onnx": ("onnx",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+}
+
+_OLDEST_SAFE_TORCH = (2, 6)
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something about this machine that is known to bite, and what to do about it."""
+
+    what: str
+    mend: str
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """What a reader needs to judge or repeat a measurement, as plain values.
+
+    Args:
+        threads: What ONNX Runtime was told to use for each operator; 0: every core that is available.
+    """
+    brand, flags = _cpu()
+    return {
+        "cpu": brand,
+        "isa": _isa(flags),
+        "machine": platform.machine(),
+        "cores": available_threads(),
+        "threads": threads or available_threads(),
+        "os": platform.platform(terse=True),
+        "python": platform.python_version(),
+        **{module: _version(*names) or "not installed" for module, names in _DISTRIBUTIONS.items()},
+        "compress": __version__,
+    }
+
+
+def available_threads() -> int:
+    """Cores that this process may really use: the smaller of its affinity and its cgroup's quota, at least 1."""
+    quota = _quota(_CGROUPS, _OWN_CGROUP)
+    return _affinity() if quota is None else max(1, min(_affinity(), int(quota)))
+
+
+def providers() -> list[str]:
+    """The execution providers that run a tiny model here, proved by running it: listed ones may still fail to load."""
+    from compress.measurement.sessions import PROVIDERS, runs
+
+    return [name for provider, name in PROVIDERS.items() if runs(provider)]
+
+
+def troubles() -> list[Trouble]:
+    """The known troubles that this machine has."""
+    checks = (
+        _old_torch,
+        _missing_operators,
+        _two_onnxruntimes,
+        _retired_tools,
+        _cuda_on_one_side,
+        _no_vnni,
+        _quota_below_cores,
+    )
+    return [found for check in checks if (found := check()) is not None]
+
+
+@functools.cache
+def _cpu() -> tuple[str, frozenset[str]]:
+    """Brand and flags; asking the system takes about a second."""
+    info = cpuinfo.get_cpu_info()
+    return str(info.get("brand_raw") or platform.processor() or "unknown"), frozenset(info.get("flags", ()))
+
+
+def _isa(flags: frozenset[str]) -> list[str]:
+    return list(dict.fromkeys(name for flag, name in _ISA.items() if flag in flags))
+
+
+def _version(*distributions: str) -> str | None:
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quota(root: Path, own: Path) -> float | None:
+    """CPUs that the cgroups of this process allow, None where there is no limit.
+
+    A limit holds for everything below it, so the smallest on the way from the process's own group up to ``root``
+    counts. Both versions are read: a v2 group has cpu.max, a v1 group has a quota and a period.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return None
+    found = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        hierarchy = root / "cpu" if controllers else root
+        folder = hierarchy / group.strip().lstrip("/")
+        # In a container the group's own path may not exist: its files are then those of the hierarchy's root.
+        for level in (folder, *folder.parents):
+            found.append(_limit(level))
+            if level == hierarchy:
+                break
+    return min((limit for limit in found if limit is not None), default=None)
+
+
+def _limit(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _old_torch() -> Trouble | None:
+    version = _version("torch")
+    if version is None:
+        return Trouble("torch is not installed.", "pip install 'torch>=2.6'")
+    if tuple(int(part) for part in version.split(".")[:2]) >= _OLDEST_SAFE_TORCH:
+        return None
+    return Trouble(
+        f"torch {version}: its weights_only loading can be made to run code (CVE-2025-32434).",
+        "pip install 'torch>=2.6'",
+    )
+
+
+def _missing_operators() -> Trouble | None:
+    try:
+        from compress.models.torchvision_compat import ensure_operators
+
+        mended = ensure_operators()
+    except Exception as error:  # a broken torch fails in any way it likes, and this command is there to say so
+        return Trouble(f"torch cannot be imported: {error}", "Install torch again: pip install --force-reinstall torch")
+    if mended is None:
+        return None
+    return Trouble(mended, "Install torch and torchvision from one index: both built for CPU, or both for CUDA.")
+
+
+def _two_onnxruntimes() -> Trouble | None:
+    if _version("onnxruntime") is None or _version("onnxruntime-gpu") is None:
+        return None
+    return Trouble(
+        "onnxruntime and onnxruntime-gpu are both installed: they share their files, and the last one installed wins.",
+        "pip uninstall onnxruntime onnxruntime-gpu, then install the one you want.",
+    )
+
+
+def _retired_tools() -> Trouble | None:
+    if _version("onnxruntime-tools") is None:
+        return None
+    return Trouble(
+        "onnxruntime-tools is installed: it is retired, and not used here.",
+        "Use what is in onnxruntime itself, onnxruntime.quantization and onnxruntime.transformers.",
+    )
+
+
+def _cuda_on_one_side() -> Trouble | None:
+    try:
+        torch: Any = importlib.import_module("torch")
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+    except Exception as error:  # as above
+        logger.debug("no comparison of torch and onnxruntime: %s", error)
+        return None
+    in_torch = torch.version.cuda is not None and torch.cuda.is_available()
+    in_onnxruntime = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if in_torch and not in_onnxruntime:
+        return Trouble(
+            "torch can use the GPU, onnxruntime cannot: CUDA latency cannot be measured.",
+            "pip uninstall onnxruntime, then pip install 'compress-pipeline[cuda]'",
+        )
+    if in_onnxruntime and not in_torch:
+        return Trouble(
+            "onnxruntime is built for the GPU, torch cannot use one: fine-tuning runs on the CPU.",
+            "Install a CUDA build of torch, or plain onnxruntime; check the driver with nvidia-smi.",
+        )
+    return None
+
+
+def _no_vnni() -> Trouble | None:
+    isa = _isa(_cpu()[1])
+    if "avx2" not in isa or "vnni" in isa:
+        return None
+    return Trouble(
+        "This CPU has no VNNI: sums of int8 products saturate at 16 bits, and int8 is hardly faster than float.",
+        "Nothing to install. 7-bit weights avoid it (reduce_range); what ships is decided by measuring.",
+    )
+
+
+def _quota_below_cores() -> Trouble | None:
+    quota, cores = _quota(_CGROUPS, _OWN_CGROUP), _affinity()
+    if quota is None or quota >= cores:
+        return None
+    return Trouble(
+        f"The container may use {quota:g} of the {cores} CPUs it sees: who counts them starts too many threads.",
+        "compress keeps to the quota. For other programs set OMP_NUM_THREADS and the threads of onnxruntime.",
+    )

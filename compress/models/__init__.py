@@ -1,0 +1,23 @@
+"""Model files and modules: loading them safely, binding them to data, keeping their state."""
+
+from compress.models.binding import FirstOutput, bind, check_labels
+from compress.models.diagnosis import wanted_channels
+from compress.models.factory import build
+from compress.models.loading import Source, load
+from compress.models.sniff import sniff
+from compress.models.state import load_state, save_state
+from compress.models.torchvision_compat import ensure_operators
+
+__all__ = [
+    "FirstOutput",
+    "Source",
+    "bind",
+    "build",
+    "check_labels",
+    "ensure_operators",
+    "load",
+    "load_state",
+    "save_state",
+    "sniff",
+    "wanted_channels",
+]

@@ -1,0 +1,82 @@
+"""Architectures that the demo, the recipes and the benchmarks train, as they were published."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FineGrainedCNN(nn.Module):
+    """The CNN of the fine-grained pruning example for MNIST and Fashion-MNIST; 228,010 parameters.
+
+    Kept as published, with what makes it awkward to compress: functional dropout, a hard-coded view, log-softmax.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, kernel_size=5)
+        self.conv2 = nn.Conv2d(32, 32, kernel_size=5)
+        self.conv3 = nn.Conv2d(32, 64, kernel_size=5)
+        self.fc1 = nn.Linear(3 * 3 * 64, 256)
+        self.fc2 = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 1, 28, 28) to log-probabilities (N, 10)."""
+        x = F.relu(self.conv1(x))  # (N, 32, 24, 24)
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (N, 32, 10, 10)
+        x = F.dropout(x, p=0.5, training=self.training)
+        x = F.relu(F.max_pool2d(self.conv3(x), 2))  # (N, 64, 3, 3)
+        x = F.dropout(x, p=0.5, training=self.training)
+        x = x.view(-1, 3 * 3 * 64)
+        x = F.relu(self.fc1(x))
+        x = F.dropout(x, training=self.training)
+        return F.log_softmax(self.fc2(x), dim=1)
+
+
+def digits_cnn() -> nn.Sequential:
+    """A small CNN for the 8×8 digits: (N, 1, 8, 8) to logits (N, 10); 46,650 parameters.
+
+    Made of torch's own classes alone, so that the whole model can be saved and loaded without trusting anything.
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, 16, kernel_size=3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, kernel_size=3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),  # (N, 32, 4, 4)
+        nn.Flatten(),
+        nn.Linear(32 * 4 * 4, 80),
+        nn.ReLU(),
+        nn.Linear(80, 10),
+    )
+
+
+class LSTMClassifier(nn.Module):
+    """Embedding, LSTM, mean of the outputs over the words, linear head."""
+
+    def __init__(
+        self,
+        vocabulary: int,
+        embedding: int = 64,
+        hidden: int = 128,
+        layers: int = 2,
+        classes: int = 2,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=0)
+        self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Word ids (N, T) int64, 0 = padding at the end, to logits (N, classes).
+
+        The mean over a mask exports as four plain operators; packed sequences do not export with a dynamic batch.
+        """
+        outputs, _ = self.lstm(self.embedding(ids))  # (N, T, hidden)
+        words = (ids != 0).unsqueeze(-1).to(outputs.dtype)  # (N, T, 1)
+        mean = (outputs * words).sum(dim=1) / torch.clamp(words.sum(dim=1), min=1.0)  # an all-padding row gives 0
+        logits: Tensor = self.head(self.dropout(mean))
+        return logits

@@ -1,0 +1,120 @@
+"""Before the first stage: the model file and the data source become values that fit each other."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from compress import models
+from compress.data import Data, load_data, synthetic
+from compress.errors import DataError, ModelError, RecipeError
+from compress.recipe import Recipe
+from compress.values import Context, InputSpec, Model, Progress, State
+from compress.workspace import fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model and its data, checked against each other."""
+
+    source: models.Source
+    data: Data | None
+    original: Model | None  # None: the source is ONNX
+    state: State  # what the first stage is given
+    example: tuple[torch.Tensor, ...]  # two samples of each input, (2, …): real ones where there is data
+    identity: str  # sha256 of the model's and the data's bytes and of how they are read
+    device: str  # cpu or cuda
+
+    def needs_torch(self, command: str) -> Model:
+        """The torch model, or the reason why ``command`` cannot use this source."""
+        if self.original is None or self.source.skips:
+            raise ModelError(f"{command} needs a torch module: {self.source.skips}.")
+        return self.original
+
+    def context(self, directory: Path, recipe: Recipe, progress: Progress) -> Context:
+        return Context(
+            data=self.data,
+            directory=directory,
+            original=self.original,
+            max_drop=recipe.max_drop,
+            seed=recipe.seed,
+            device=self.device,
+            progress=progress,
+        )
+
+
+def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
+    """Load the model and the data of ``recipe``, run the model once on real samples, and say what does not fit.
+
+    Raises:
+        ModelError, DataError, RecipeError: in one or two lines.
+    """
+    progress("reading the model", 0, 0)
+    source = models.load(
+        recipe.model,
+        factory=recipe.factory,
+        factory_args=recipe.factory_args,
+        trust=recipe.trust,
+        trust_pickle=recipe.trust_pickle,
+    )
+    data = None
+    if recipe.data is not None:
+        progress("reading the data", 0, 0)
+        options = recipe.preprocess
+        if options.channels is None and source.module is not None and not recipe.data.startswith(("csv:", "python:")):
+            options = replace(options, channels=_image_channels(source))
+        data = load_data(recipe.data, options, beside=recipe.model.parent)
+    inputs = data.inputs if data is not None else recipe.input_specs() or source.inputs
+    if not inputs:
+        raise RecipeError(
+            f"{recipe.model} does not say what its inputs look like, and there is no data to tell. "
+            "Give --data, or the sizes of one sample as --input 3x224x224."
+        )
+    identity = fingerprint(
+        model=source.sha256,
+        data=data.sha256 if data is not None else None,
+        inputs=inputs,
+        factory=[recipe.factory, recipe.factory_args],
+    )
+    device = _device(recipe.device)
+    samples = (data or synthetic(inputs)).calibration
+    example = samples.fetch(samples.indices[:2])[0]
+    if source.onnx is not None:
+        onnx = replace(source.onnx, inputs=_fitting(source.onnx.inputs, inputs, source, data))
+        return Opened(source, data, None, State(model=None, onnx=onnx), example, identity, device)
+    original = models.bind(source, inputs, example)
+    if data is not None and data.classes is not None:
+        models.check_labels(original, example, data.classes)
+    return Opened(source, data, original, State(model=original), example, identity, device)
+
+
+def _fitting(
+    wanted: tuple[InputSpec, ...], given: tuple[InputSpec, ...], source: models.Source, data: Data | None
+) -> tuple[InputSpec, ...]:
+    """The inputs of an ONNX file, once the samples are known to fit them."""
+    shapes = [(spec.shape, spec.dtype) for spec in wanted]
+    if data is not None and shapes != [(spec.shape, spec.dtype) for spec in given]:
+        found = ", ".join(f"{spec.shape} {spec.dtype}" for spec in given)
+        needs = ", ".join(f"{spec.shape} {spec.dtype}" for spec in wanted)
+        raise DataError(f"{source.path} takes samples of {needs}, but the data has {found}. See --size and --channels.")
+    return wanted
+
+
+def _image_channels(source: models.Source) -> int | None:
+    """The channels that images must have for this model, where it takes grey or colour images."""
+    assert source.module is not None
+    wanted = models.wanted_channels(source.module)
+    return wanted if wanted in (1, 3) else None
+
+
+def _device(asked: str) -> str:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("--device cuda: this torch sees no CUDA device. Give --device cpu, or see `compress doctor`.")
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return asked

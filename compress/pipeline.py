@@ -1,0 +1,134 @@
+"""START HERE: from a trained model to the ONNX file that ships, and its report.
+
+`run` is the whole path: open the model and the data, pass a State through the STAGES, choose, report. After each stage
+its result is verified and written, and the next one starts from what was written: a run that was stopped therefore goes
+on exactly as if it had not been.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from compress.checkpoint import restore, save
+from compress.measurement import benchmark
+from compress.onnx_export import export
+from compress.opening import Opened, open_inputs
+from compress.quantization import quantize
+from compress.recipe import Recipe
+from compress.reporting import Report
+from compress.shipping import ship
+from compress.sparsity import sparsify
+from compress.values import Context, Progress, StageRecord, State, Variant, silent
+from compress.verify import verify
+from compress.workspace import Workspace, fingerprint
+
+logger = logging.getLogger(__name__)
+
+StageFunction = Callable[[State, Recipe, Context], tuple[State, StageRecord]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    number: int  # of its directory: stages/02-sparsify
+    name: str  # also the field of the recipe with its config
+    run: StageFunction
+    needs: tuple[str, ...] = ()  # "torch": a module that can be trained; "data": samples
+
+    @property
+    def directory(self) -> str:
+        return f"{self.number:02d}-{self.name}"
+
+
+def _baseline(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
+    if state.model is None:
+        assert state.onnx is not None
+        record = StageRecord("baseline", {}, 0.0, notes=("the model came as ONNX and is the baseline as it is",))
+        return replace(state, variants=(Variant("baseline-fp32", "baseline", state.onnx),)), record
+    onnx, record = export(state.model, recipe.export, context)
+    variants = (Variant("baseline-fp32", "baseline", onnx),)
+    return replace(state, onnx=onnx, variants=variants), replace(record, stage="baseline")
+
+
+def _sparsify(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
+    assert state.model is not None
+    model, record = sparsify(state.model, recipe.sparsify, context)
+    return replace(state, model=model), record
+
+
+def _export(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
+    if state.model is None or state.model is context.original:
+        return state, StageRecord("export", {}, 0.0, skipped="nothing changed since the baseline")
+    onnx, record = export(state.model, recipe.export, context)
+    return replace(state, onnx=onnx, variants=(*state.variants, Variant("sparse-fp32", "export", onnx))), record
+
+
+def _quantize(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
+    assert state.onnx is not None
+    variants, record = quantize(state.onnx, recipe.quantize, context)
+    source = state.variants[-1].name.removesuffix("-fp32")
+    named = tuple(replace(v, name=f"{source}-{v.name}") for v in variants)
+    return replace(state, variants=(*state.variants, *named)), record
+
+
+def _benchmark(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
+    measurements, record = benchmark(state.variants, recipe.benchmark, context)
+    return replace(state, measurements=measurements), record
+
+
+STAGES = (
+    Stage(0, "baseline", _baseline),
+    # Stage(1, "prune", _prune, needs=("torch", "data")): structured reduction has this place.
+    Stage(2, "sparsify", _sparsify, needs=("torch", "data")),
+    Stage(3, "export", _export),
+    Stage(4, "quantize", _quantize),
+    Stage(5, "benchmark", _benchmark),
+)
+
+
+def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Report:
+    """Compress ``recipe.model`` and write the run directory ``recipe.out``.
+
+    Args:
+        recipe: See `compress.recipe.load_recipe`.
+        progress: Told about long work.
+        command: How the run was started, for the report.
+
+    Raises:
+        CompressError: the model, the data or an option cannot be used; the message says what to do.
+    """
+    opened = open_inputs(recipe, progress)
+    workspace = Workspace.open(recipe.out, resume=recipe.resume, overwrite=recipe.overwrite)
+    state, records, previous = opened.state, [], opened.identity
+    for stage in STAGES:
+        config = getattr(recipe, stage.name, None) or recipe.export
+        reason = _skipped(stage, recipe, opened)
+        previous = fingerprint(
+            previous=previous, config=config, seed=recipe.seed, max_drop=recipe.max_drop, reason=reason
+        )
+        stored = workspace.finished(stage.directory, previous) if recipe.resume else None
+        if stored is None:
+            directory = workspace.begin(stage.directory)
+            progress(stage.name, 0, 0)
+            after, record = state, StageRecord(stage.name, dataclasses.asdict(config), 0.0, skipped=reason)
+            if reason is None:
+                after, record = stage.run(state, recipe, opened.context(directory, recipe, progress))
+            verify(state, after, opened.original, opened.example)
+            stored = save(state, after, record, directory, previous)
+            workspace.finish(stage.directory, stored)
+        state, record = restore(state, stored, workspace.stage_directory(stage.directory))
+        records.append(record)
+    return ship(workspace, recipe, opened, state, tuple(records), command)
+
+
+def _skipped(stage: Stage, recipe: Recipe, opened: Opened) -> str | None:
+    """Why a stage does not run, in one line, or None."""
+    if stage.name in recipe.skip:
+        return "--skip asked for it"
+    if "torch" in stage.needs and opened.source.skips:
+        return opened.source.skips
+    if "data" in stage.needs and opened.data is None:
+        return "fine-tuning needs data: give --data"
+    return None

@@ -1,0 +1,23 @@
+"""Reporting: which variant ships, and the report that says why."""
+
+from compress.reporting.choice import Choice, Objective, choose
+from compress.reporting.html import render_html
+from compress.reporting.markdown import render_markdown
+from compress.reporting.report import Report, Verdict, build_report, variant_entries
+from compress.reporting.summary import Table, latency_table, variant_table, verdict_sentences
+
+__all__ = [
+    "Choice",
+    "Objective",
+    "Report",
+    "Table",
+    "Verdict",
+    "build_report",
+    "choose",
+    "latency_table",
+    "render_html",
+    "render_markdown",
+    "variant_entries",
+    "variant_table",
+    "verdict_sentences",
+]

@@ -1,0 +1,202 @@
+"""The report of a run: what was measured, what ships, and whether it passed. report.json is `Report.to_dict()`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.measurement import Measurement, Timing, drop, speedup
+from compress.measurement.timing import Ratio
+from compress.reporting.choice import TOLERANCE, Choice, Objective, choose, main_timing, validation_drop
+from compress.values import StageRecord
+
+if TYPE_CHECKING:
+    from compress.data.splits import Data
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether what ships keeps its accuracy, on samples that steered nothing."""
+
+    max_drop: float  # fraction 0..1 that was allowed
+    drop: float  # on test, against the original model
+    passed: bool
+    zip_ratio: float  # baseline raw bytes / shipped zip bytes
+    speedup: float | None  # baseline p50 / shipped p50; None: no latency
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished run."""
+
+    command: str
+    seed: int
+    environment: Mapping[str, Any]
+    data: Mapping[str, Any]
+    measurements: tuple[Measurement, ...]  # the first is the baseline
+    records: tuple[StageRecord, ...]
+    objective: Objective
+    max_drop: float
+    choice: Choice
+    root: Path  # the run directory, which files are named relative to
+    notes: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> Measurement:
+        return self.measurements[0]
+
+    @property
+    def shipped(self) -> Measurement:
+        return next(m for m in self.measurements if m.variant.name == self.choice.shipped)
+
+    @property
+    def verdict(self) -> Verdict:
+        lost = drop(self.shipped.test, self.baseline.test)
+        ours, theirs = main_timing(self.shipped, self.baseline), main_timing(self.baseline, self.baseline)
+        gain = None if ours is None or theirs is None else _speedup(theirs, ours)
+        return Verdict(
+            max_drop=self.max_drop,
+            drop=lost,
+            passed=self.choice.met and lost <= self.max_drop + TOLERANCE,
+            zip_ratio=self.baseline.raw_bytes / self.shipped.zip_bytes,
+            speedup=None if gain is None else gain.value,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of report.json: plain values, no raw samples."""
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "seed": self.seed,
+            "objective": self.objective,
+            "environment": dict(self.environment),
+            "data": dict(self.data),
+            "variants": variant_entries(self.measurements, self.root, self.choice),
+            "shipped": self.choice.shipped,
+            "verdict": {**asdict(self.verdict), "met": self.choice.met, "measured_in": _measured_in(self.baseline)},
+            "stages": [_stage_entry(record) for record in self.records],
+            "notes": list(self.notes),
+        }
+
+
+def build_report(
+    measurements: tuple[Measurement, ...],
+    records: tuple[StageRecord, ...],
+    *,
+    environment: Mapping[str, Any],
+    data: Data | None,
+    objective: Objective,
+    max_drop: float,
+    seed: int,
+    command: str,
+    root: Path,
+    notes: tuple[str, ...] = (),
+) -> Report:
+    """Choose what ships and put the report together.
+
+    Args:
+        measurements: The first is the baseline.
+        records: What the stages did, in their order.
+        environment: Of `compress.measurement.environment.environment`.
+        data: None where the inputs were made up.
+        root: The run directory.
+        notes: On the run as a whole, one line each; those of the data follow them.
+    """
+    choice = choose(measurements, objective, max_drop)
+    return Report(
+        command=command,
+        seed=seed,
+        environment=environment,
+        data=_made_up(measurements[0]) if data is None else _data_entry(data),
+        measurements=measurements,
+        records=records,
+        objective=objective,
+        max_drop=max_drop,
+        choice=choice,
+        root=root,
+        notes=(*notes, *(data.notes if data is not None else ())),
+    )
+
+
+def variant_entries(
+    measurements: Sequence[Measurement], root: Path, choice: Choice | None = None
+) -> list[dict[str, Any]]:
+    """The ``variants`` of report.json; the first measurement is the baseline."""
+    baseline = measurements[0]
+    reasons = choice.reasons if choice is not None else {}
+    return [{**_variant_entry(m, baseline, root), "not_shipped": reasons.get(m.variant.name)} for m in measurements]
+
+
+def _variant_entry(measurement: Measurement, baseline: Measurement, root: Path) -> dict[str, Any]:
+    test, validation = measurement.test, measurement.validation
+    return {
+        "name": measurement.variant.name,
+        "stage": measurement.variant.stage,
+        "file": _relative(measurement.variant.onnx.path, root),
+        **asdict(measurement.counts),
+        "sparsity": measurement.sparsity,
+        "raw_bytes": measurement.raw_bytes,
+        "zip_bytes": measurement.zip_bytes,
+        "zip_ratio": baseline.raw_bytes / measurement.zip_bytes,
+        "accuracy": None if test.accuracy is None else asdict(test.accuracy),
+        "fidelity": test.fidelity,
+        "drop": drop(test, baseline.test),
+        "validation": None
+        if validation is None
+        else {**validation.to_dict(), "drop": validation_drop(measurement, baseline)},
+        "latency": [
+            {**ours.to_dict(), "speedup": _plain(_speedup(theirs, ours))}
+            for ours, theirs in zip(measurement.latency, baseline.latency, strict=True)
+        ],
+    }
+
+
+def _stage_entry(record: StageRecord) -> dict[str, Any]:
+    return {
+        "stage": record.stage,
+        "seconds": record.seconds,
+        "skipped": record.skipped,
+        "notes": list(record.notes),
+        "figures": dict(record.figures),
+        "config": dict(record.config),
+    }
+
+
+def _data_entry(data: Data) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "train": len(data.train),
+        "calibration": len(data.calibration),
+        "validation": len(data.validation),
+        "test": len(data.test),
+        "sha256": data.sha256,
+        "classes": data.classes,
+    }
+
+
+def _made_up(baseline: Measurement) -> dict[str, Any]:
+    validation = 0 if baseline.validation is None else baseline.validation.n
+    sizes = {"train": 0, "calibration": 0, "validation": validation, "test": baseline.test.n}
+    return {"name": "synthetic", **sizes, "sha256": None, "classes": None}
+
+
+def _relative(path: Path, root: Path) -> str:
+    """As seen from the run directory; a file that lies elsewhere keeps the path that the user gave."""
+    full = path.resolve()
+    return full.relative_to(root.resolve()).as_posix() if full.is_relative_to(root.resolve()) else path.as_posix()
+
+
+def _measured_in(baseline: Measurement) -> str:
+    return "fidelity" if baseline.test.accuracy is None else "accuracy"
+
+
+def _speedup(baseline: Timing, variant: Timing) -> Ratio | None:
+    return None if baseline.p50_ms is None or variant.p50_ms is None else speedup(baseline, variant)
+
+
+def _plain(ratio: Ratio | None) -> dict[str, float] | None:
+    return None if ratio is None else asdict(ratio)

@@ -1,0 +1,118 @@
+"""The tables and the verdict as text, from the plain dict of report.json: the same for Markdown, HTML and console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compress.reporting import format as fmt
+
+Entry = Mapping[str, Any]  # of the ``variants`` of report.json
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text for people. The first column names the row, the others are figures."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    mark: int | None = None  # the row of what ships
+
+
+def variant_table(variants: Sequence[Entry], shipped: str | None = None) -> Table:
+    """One row a variant: what it answers, weighs and takes, where latency is that of the first timing that ran."""
+    labelled = variants[0]["accuracy"] is not None
+    columns = ("variant", "accuracy [95 %]" if labelled else "fidelity", "drop", "zipped", "zip ratio")
+    number = main_latency(variants)
+    mark = next((i for i, variant in enumerate(variants) if variant["name"] == shipped), None)
+    rows = tuple(_variant_row(variant, number) for variant in variants)
+    return Table((*columns, "p50", "p90", "p99", "speed-up", "sparsity"), rows, mark)
+
+
+def latency_table(variants: Sequence[Entry]) -> Table:
+    """One row for each variant, provider and batch size, those that could not run too."""
+    columns = ("variant", "provider", "batch", "threads", "p50", "p90", "p99", "mean", "first call", "calls")
+    rows = tuple(_latency_row(variant["name"], timing) for variant in variants for timing in variant["latency"])
+    return Table((*columns, "speed-up [95 %]", "status"), rows)
+
+
+def main_latency(variants: Sequence[Entry]) -> int | None:
+    """The number, in each ``latency``, of the first provider and batch size that the baseline ran on."""
+    return next((i for i, timing in enumerate(variants[0]["latency"]) if timing["p50_ms"] is not None), None)
+
+
+def verdict_sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """What happened, in a few sentences; the first says whether it passed."""
+    verdict, variants = report["verdict"], {variant["name"]: variant for variant in report["variants"]}
+    baseline, shipped = report["variants"][0], variants[report["shipped"]]
+    name, figure, samples = report["shipped"], verdict["measured_in"], fmt.count(report["data"]["test"])
+    lost = f"{fmt.fraction(verdict['drop'])} of {figure} on {samples} test samples"
+    allowed = f"{fmt.fraction(verdict['max_drop'])} allowed"
+    if verdict["passed"]:
+        first = f"Passed: {name} ships and loses {lost} ({allowed})."
+    elif not verdict["met"]:
+        first = f"Not passed: no variant kept its {figure} on validation ({allowed}), so {name} ships."
+    else:
+        first = f"Not passed: {name} was within the budget on validation, but loses {lost} ({allowed})."
+    sizes = (
+        f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(shipped['zip_bytes'])} zipped, "
+        f"{fmt.ratio(verdict['zip_ratio'])} smaller."
+    )
+    return (first, sizes, *_latency_sentence(report, baseline, shipped))
+
+
+def _latency_sentence(report: Mapping[str, Any], baseline: Entry, shipped: Entry) -> tuple[str, ...]:
+    number = main_latency(report["variants"])
+    if number is None or shipped["latency"][number]["speedup"] is None:
+        return ("Latency could not be measured.",)
+    ours, theirs = shipped["latency"][number], baseline["latency"][number]
+    gain = ours["speedup"]
+    return (
+        f"p50 went from {fmt.duration(theirs['p50_ms'])} to {fmt.duration(ours['p50_ms'])}, "
+        f"a speed-up of {fmt.ratio(gain['value'])} [{interval(gain)}] "
+        f"({ours['provider']}, batch {ours['batch']}, threads {ours['threads']}).",
+    )
+
+
+def interval(value: Mapping[str, float]) -> str:
+    """Low and high of an interval of ratios."""
+    return f"{fmt.ratio(value['low'])}–{fmt.ratio(value['high'])}"
+
+
+def _variant_row(variant: Entry, number: int | None) -> tuple[str, ...]:
+    timing = None if number is None else variant["latency"][number]
+    percentiles = [fmt.duration(None if timing is None else timing[key]) for key in ("p50_ms", "p90_ms", "p99_ms")]
+    gain = None if timing is None else timing["speedup"]
+    return (
+        variant["name"],
+        _answers(variant),
+        fmt.fraction(variant["drop"]),
+        fmt.size(variant["zip_bytes"]),
+        fmt.ratio(variant["zip_ratio"]),
+        *percentiles,
+        fmt.ratio(None if gain is None else gain["value"]),
+        fmt.percent(variant["sparsity"]),
+    )
+
+
+def _answers(variant: Entry) -> str:
+    accuracy = variant["accuracy"]
+    if accuracy is None:
+        return fmt.fraction(variant["fidelity"])
+    return f"{fmt.fraction(accuracy['value'])} [{fmt.fraction(accuracy['low'])}–{fmt.fraction(accuracy['high'])}]"
+
+
+def _latency_row(name: str, timing: Mapping[str, Any]) -> tuple[str, ...]:
+    keys = ("p50_ms", "p90_ms", "p99_ms", "mean_ms", "first_call_ms")
+    gain = timing["speedup"]
+    return (
+        name,
+        timing["provider"].removesuffix("ExecutionProvider"),
+        fmt.count(timing["batch"]),
+        fmt.count(timing["threads"]),
+        *(fmt.duration(timing[key]) for key in keys),
+        fmt.count(timing["samples"]),
+        fmt.NOTHING if gain is None else f"{fmt.ratio(gain['value'])} [{interval(gain)}]",
+        timing["status"],
+    )

@@ -1,0 +1,52 @@
+"""After the last stage: choose what ships, and write it with its report and manifest."""
+
+from __future__ import annotations
+
+from compress.measurement import write_zip
+from compress.measurement.environment import environment
+from compress.opening import Opened
+from compress.recipe import Recipe
+from compress.reporting import Report, build_report, render_html, render_markdown
+from compress.values import StageRecord, State
+from compress.workspace import Workspace, to_json
+
+
+def ship(
+    workspace: Workspace,
+    recipe: Recipe,
+    opened: Opened,
+    state: State,
+    records: tuple[StageRecord, ...],
+    command: str,
+) -> Report:
+    """Write model.onnx, its zip, what must lie beside it, report.json, report.md, report.html and manifest.json.
+
+    Args:
+        state: With one measurement for each variant.
+        command: How the run was started, for the report.
+    """
+    facts = environment(recipe.benchmark.threads)
+    report = build_report(
+        state.measurements,
+        records,
+        environment=facts,
+        data=opened.data,
+        objective=recipe.objective,
+        max_drop=recipe.max_drop,
+        seed=recipe.seed,
+        command=command,
+        root=workspace.root,
+        notes=opened.source.notes,
+    )
+    shipped = report.shipped.variant.onnx.path
+    workspace.write("model.onnx", shipped.read_bytes())
+    write_zip(shipped, workspace.root / "model.onnx.zip")
+    for name, content in (opened.data.files if opened.data is not None else {}).items():
+        workspace.write(name, content)
+    plain = report.to_dict()
+    workspace.write("report.json", to_json(plain))
+    workspace.write("report.md", render_markdown(plain).encode())
+    workspace.write("report.html", render_html(plain).encode())
+    source = {"path": str(recipe.model), "sha256": opened.source.sha256}
+    workspace.write_manifest({"command": command, "seed": recipe.seed, "model": source, "environment": facts})
+    return report

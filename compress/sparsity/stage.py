@@ -1,0 +1,190 @@
+"""The sparsify stage: the highest sparsity whose fine-tuned model stays within its share of the accuracy budget."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from compress.errors import RecipeError, SparsityError
+from compress.measurement import Outputs, drop, outputs_of, score
+from compress.measurement import Score as Accuracy
+from compress.sparsity.masks import Masks, Score, apply_masks, make_masks, sparsifiable, sparsity_of
+from compress.sparsity.schedules import cubic
+from compress.training import FineTuneConfig, Teacher, finetune, plan_steps
+from compress.values import Context, Model, StageRecord
+
+logger = logging.getLogger(__name__)
+
+# The masks follow the cubic schedule in this many steps: a ranking of all weights costs more than a step of a large
+# model, and accuracy does not tell 40 small cuts from 400.
+CUTS = 40
+
+
+@dataclass(frozen=True)
+class SparsifyConfig:
+    """How many weights become zero, and how the rest is trained to make up for them."""
+
+    sparsity: float | None = None  # share 0..1 of the weights to remove; None: search the highest within the budget
+    start: float = 0.9  # where the search begins
+    score: Score = "lamp"  # what is removed first: lamp, or magnitude (|w| compared across layers)
+    rounds: int = 4  # fine-tunings at most, each at another sparsity
+    epochs: float = 3.0  # passes over the training split in each round
+    min_steps: int = 400  # optimizer steps in each round at least: small data sets need more passes
+    ramp: float = 0.6  # share 0..1 of each round in which sparsity rises; the rest recovers
+    budget: float = 0.5  # share 0..1 of max_drop that this stage may use on validation; quantization needs the rest
+    keep: tuple[str, ...] = ()  # name patterns of parameters that stay dense (fnmatch: "fc2.*")
+    finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={value} must be within 0 <= {name} < 1"
+            for name, value in (("sparsity", self.sparsity), ("start", self.start), ("ramp", self.ramp))
+            if value is not None and not 0 <= value < 1
+        ]
+        if self.rounds < 1:
+            problems.append(f"rounds={self.rounds} must be at least 1")
+        if self.epochs <= 0:
+            problems.append(f"epochs={self.epochs} must be above 0")
+        if not 0 <= self.budget <= 1:
+            problems.append(f"budget={self.budget} must be within 0..1")
+        if problems:
+            raise RecipeError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Round:
+    """One fine-tuning at one sparsity."""
+
+    sparsity: float  # zeros / elements of the sparsifiable weights
+    drop: float  # on validation, against the original model
+    loss: float  # mean over the last tenth of its steps
+    steps: int
+    within: bool  # drop <= its share of the budget
+
+
+def sparsify(model: Model, config: SparsifyConfig, context: Context) -> tuple[Model, StageRecord]:
+    """Make as many weights zero as the accuracy budget allows.
+
+    Each round raises sparsity on a cubic schedule while the model is distilled from the original, then recovers. After
+    a round within the budget the next one halves the weights that are left, starting from the weights just trained;
+    after one outside it the next backs off to half-way, from the last good weights. What is returned is the sparsest
+    model that was within the budget on validation.
+
+    Returns:
+        The sparse model (the given one is untouched) and the record. Where no round was within the budget: the model
+        as it came, and a record that says so.
+
+    Raises:
+        SparsityError: there is no data to fine-tune on, or zeros did not hold.
+    """
+    started = time.perf_counter()
+    if context.data is None or context.original is None:
+        raise SparsityError("sparsify fine-tunes, so it needs a torch model and data: give --data.")
+    search = _Search(model, config, context)
+    for number in range(config.rounds):
+        target = search.next_target()
+        if target is None:
+            break
+        search.run_round(target, number)
+    figures = {
+        "sparsity": search.best_sparsity,
+        "weights": sum(p.numel() for p in sparsifiable(model.module, config.keep).values()),
+        "rounds": [dataclasses.asdict(r) for r in search.rounds],
+    }
+    seconds = time.perf_counter() - started
+    plain = dataclasses.asdict(config)
+    if search.best is None:
+        tried = ", ".join(f"{r.sparsity:.1%} dropped {r.drop:.4f}" for r in search.rounds)
+        reason = f"no sparsity stayed within {search.allowed:.4f} on validation ({tried})"
+        return model, StageRecord("sparsify", plain, seconds, figures, skipped=reason)
+    note = f"{search.best_sparsity:.1%} of the weights are zero: smaller when zipped, no faster"
+    return dataclasses.replace(model, module=search.best), StageRecord("sparsify", plain, seconds, figures, (note,))
+
+
+class _Search:
+    """Bisection over density (1 - sparsity) on a logarithmic scale."""
+
+    def __init__(self, model: Model, config: SparsifyConfig, context: Context) -> None:
+        assert context.data is not None
+        assert context.original is not None
+        self.config, self.context, self.data = config, context, context.data
+        self.dense = model
+        self.allowed = config.budget * context.max_drop
+        self.best: nn.Module | None = None
+        self.best_sparsity = 0.0
+        self.rounds: list[Round] = []
+        self._failed: float | None = None  # the lowest sparsity that was outside the budget
+        self._teacher = Teacher(
+            copy.deepcopy(context.original.module), self.data.train, device=context.device, progress=context.progress
+        )
+        self._reference = outputs_of(context.original, self.data.validation)
+        self._baseline: Accuracy = score(self._reference, self._reference)
+
+    def next_target(self) -> float | None:
+        """The sparsity to try next, or None where another round cannot tell more."""
+        config = self.config
+        if config.sparsity is not None and self.best_sparsity >= config.sparsity - 1e-9:
+            return None
+        if self._failed is None:
+            if self.best is None:
+                return config.sparsity if config.sparsity is not None else config.start
+            return 1 - (1 - self.best_sparsity) / 2
+        middle = 1 - math.sqrt((1 - self.best_sparsity) * (1 - self._failed))
+        # Less than a tenth of the remaining weights is less than the bytes of a rounding in quantization.
+        return middle if (1 - self.best_sparsity) / (1 - middle) > 1.1 else None
+
+    def run_round(self, target: float, number: int) -> None:
+        module = copy.deepcopy(self.best if self.best is not None else self.dense.module)
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+        steps = plan_steps(self.data.train, self.config.finetune, self.config.epochs, self.config.min_steps)
+        label = f"sparsify {target:.1%}"
+        loss = finetune(
+            module,
+            self._teacher,
+            self.data.train,
+            self.config.finetune,
+            steps=steps,
+            seed=self.context.seed * 1000 + number,
+            device=self.context.device,
+            after_step=_Masking(module, self.config, self.best_sparsity, target, steps),
+            progress=self.context.progress,
+            label=label,
+        )
+        outcome: Outputs = outputs_of(dataclasses.replace(self.dense, module=module), self.data.validation)
+        lost = drop(score(outcome, self._reference), self._baseline)
+        reached = sparsity_of(sparsifiable(module, self.config.keep))
+        if reached < target - 1e-3:
+            raise SparsityError(f"sparsity {target:.4f} was asked for, but only {reached:.4f} of the weights are zero.")
+        within = lost <= self.allowed + 1e-9
+        self.rounds.append(Round(reached, lost, loss, steps, within))
+        logger.info("%s: drop %.4f on validation, %.4f allowed", label, lost, self.allowed)
+        if within:
+            self.best, self.best_sparsity = module, reached
+        else:
+            self._failed = target if self._failed is None else min(self._failed, target)
+
+
+class _Masking:
+    """Called after every optimizer step: raises sparsity on schedule and holds the zeros."""
+
+    def __init__(self, module: nn.Module, config: SparsifyConfig, start: float, target: float, steps: int) -> None:
+        self._parameters = sparsifiable(module, config.keep)
+        self._score: Score = config.score
+        self._start, self._target = start, target
+        self._ramp = max(1, round(config.ramp * steps))
+        self._every = max(1, self._ramp // CUTS)
+        self._masks: Masks = {}
+
+    def __call__(self, step: int) -> None:
+        due = step % self._every == 0 or step == self._ramp
+        if step <= self._ramp and (due or not self._masks):
+            sparsity = cubic(step, self._ramp, self._start, self._target)
+            self._masks = make_masks(self._parameters, sparsity, self._score)
+        apply_masks(self._parameters, self._masks)

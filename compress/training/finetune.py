@@ -1,0 +1,177 @@
+"""Fine-tuning by distillation from the original model (Hinton et al. 2015, "Distilling the Knowledge in a Network")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.data.splits import Split
+from compress.errors import DataError, ModelError, RecipeError
+from compress.training.teacher import Teacher
+from compress.values import Progress, silent
+
+AfterStep = Callable[[int], None]  # told the number of optimizer steps done so far: 1, 2, …
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """How a compressed model is trained to answer as the original does."""
+
+    batch_size: int = 128  # samples a step
+    learning_rate: float = 0.002  # Adam's, at its peak; cosine to zero
+    weight_decay: float = 0.0  # decoupled (AdamW)
+    temperature: float = 2.0  # softens both distributions in the distillation loss
+    distillation: float = 0.5  # share 0..1 of the distillation loss, cross-entropy has the rest; 1 without labels
+    warm_up: float = 0.05  # share 0..1 of the steps in which the learning rate rises from zero
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.batch_size < 1:
+            problems.append(f"batch_size={self.batch_size} must be at least 1")
+        if not self.learning_rate > 0:
+            problems.append(f"learning_rate={self.learning_rate} must be above 0")
+        if self.weight_decay < 0:
+            problems.append(f"weight_decay={self.weight_decay} must not be negative")
+        if not self.temperature > 0:
+            problems.append(f"temperature={self.temperature} must be above 0")
+        if not 0 <= self.distillation <= 1:
+            problems.append(f"distillation={self.distillation} must be within 0..1")
+        if not 0 <= self.warm_up < 1:
+            problems.append(f"warm_up={self.warm_up} must be within 0..1")
+        if problems:
+            raise RecipeError("; ".join(problems))
+
+
+def plan_steps(split: Split, config: FineTuneConfig, epochs: float, min_steps: int = 0) -> int:
+    """Optimizer steps in ``epochs`` passes over ``split``, at least ``min_steps``."""
+    return max(1, min_steps, round(epochs * len(split) / config.batch_size))
+
+
+def finetune(
+    student: nn.Module,
+    teacher: Teacher | None,
+    split: Split,
+    config: FineTuneConfig,
+    *,
+    steps: int,
+    seed: int,
+    device: str = "cpu",
+    after_step: AfterStep | None = None,
+    progress: Progress = silent,
+    label: str = "fine-tuning",
+) -> float:
+    """Train ``student`` in place for ``steps`` optimizer steps and leave it in eval mode on the CPU.
+
+    With a ``teacher`` it is distilled in `distilling_mode`; with None it is trained on the labels alone, dropout on.
+    The learning rate rises linearly, then falls as a cosine. ``after_step`` runs after every optimizer step: what it
+    does to the weights (holding masks) is what the next step sees. Same seed, same data and same thread count give the
+    same weights.
+
+    Returns:
+        The mean loss over the last tenth of the steps.
+
+    Raises:
+        ModelError: the loss is not finite; names the step and what to lower.
+    """
+    student.to(device)
+    restore = distilling_mode(student) if teacher is not None else student.train
+    optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config.warm_up))
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # layers that draw their own noise have no generator argument
+    losses: list[float] = []
+    order = torch.empty(0, dtype=torch.int64)
+    for step in range(1, steps + 1):
+        if len(order) < min(config.batch_size, len(split)):
+            order = torch.cat([order, torch.randperm(len(split), generator=generator)])
+        positions, order = order[: config.batch_size], order[config.batch_size :]
+        inputs, labels = split.fetch(split.indices[positions.numpy()])
+        outputs = student(*(x.to(device) for x in inputs))
+        theirs = teacher.outputs(positions, inputs) if teacher is not None else None
+        loss = loss_of(outputs, theirs, labels.to(device) if labels is not None else None, config)
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"{label}: the loss is {loss.item()} at step {step} of {steps}. "
+                f"Lower learning_rate (now {config.learning_rate})."
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if after_step is not None:
+            after_step(step)
+        losses.append(loss.item())
+        progress(label, step, steps, f"loss {losses[-1]:.3f}")
+    restore()
+    student.to("cpu").eval()
+    tail = losses[-max(1, steps // 10) :]
+    return sum(tail) / len(tail)
+
+
+def distilling_mode(module: nn.Module) -> Callable[[], None]:
+    """Set ``module`` for training with a teacher: normalisation statistics follow the data, dropout is off.
+
+    The teacher's outputs already regularise; dropout on top keeps a sparse student from fitting them (measured on the
+    CNN of benchmarks/train.py: .900 without it, .870 with it). Everything is in eval mode, functional dropout too, but
+    for layers with running statistics and, because cuDNN needs it for the backward pass, recurrent layers.
+
+    Returns:
+        A function that puts the dropout of the recurrent layers back.
+    """
+    module.eval()
+    recurrent = [(layer, layer.dropout) for layer in module.modules() if isinstance(layer, nn.RNNBase)]
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats:
+            layer.train()
+    for layer, _ in recurrent:
+        layer.dropout = 0.0
+        layer.train()
+
+    def restore() -> None:
+        for layer, dropout in recurrent:
+            layer.dropout = dropout
+
+    return restore
+
+
+def loss_of(student: Tensor, teacher: Tensor | None, labels: Tensor | None, config: FineTuneConfig) -> Tensor:
+    """Cross-entropy with the labels, mixed with the divergence from the teacher at ``config.temperature``.
+
+    Args:
+        student: Logits, log-probabilities or probabilities (N, C).
+        teacher: The same kind from the original model (N, C), or None: cross-entropy alone.
+        labels: (N,) int64, or None: the divergence alone.
+    """
+    like = teacher if teacher is not None else student
+    ours = _log_scores(student, like)
+    hard = F.cross_entropy(ours, labels) if labels is not None else None
+    if teacher is None:
+        if hard is None:
+            raise DataError("training needs labels, or a teacher to learn from.")
+        return hard
+    t = config.temperature
+    targets = F.log_softmax(_log_scores(teacher, like) / t, dim=1)
+    # T² keeps the size of the gradient independent of the temperature (Hinton et al., section 2).
+    soft = F.kl_div(F.log_softmax(ours / t, dim=1), targets, reduction="batchmean", log_target=True) * t * t
+    return soft if hard is None else config.distillation * soft + (1 - config.distillation) * hard
+
+
+def _log_scores(outputs: Tensor, like: Tensor) -> Tensor:
+    """Probabilities become their logarithm, logits and log-probabilities stay: a softmax of either is then right."""
+    sums = like.detach().sum(dim=1)
+    if bool((like.detach() >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
+    return outputs
+
+
+def _rate(step: int, steps: int, warm_up: float) -> float:
+    """Factor of the peak learning rate at ``step`` of ``steps``: linear warm-up, then half a cosine."""
+    rising = warm_up * steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, steps - rising)))

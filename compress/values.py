@@ -1,0 +1,105 @@
+"""The values that flow between stages: plain frozen dataclasses, no behaviour beyond their own fields.
+
+Importing this module imports neither torch nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compress.data.splits import Data
+    from compress.measurement.benchmark import Measurement
+
+Task = Literal["classification", "other"]
+
+
+class Progress(Protocol):
+    """Told about long work: what, how far, and the best figure so far. Must return quickly and never raise."""
+
+    def __call__(self, label: str, done: int, total: int, note: str = "") -> None: ...
+
+
+def silent(label: str, done: int, total: int, note: str = "") -> None:
+    """The progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input tensor of a model."""
+
+    name: str
+    shape: tuple[int, ...]  # of one sample: without the batch, which is axis 0 and free
+    dtype: str = "float32"  # numpy's name: float32, int64, …
+
+
+@dataclass(frozen=True)
+class Model:
+    """A torch model: float32, on the CPU, in eval mode. Stages never change the module they are given."""
+
+    module: nn.Module
+    inputs: tuple[InputSpec, ...]
+    task: Task = "classification"  # "classification": the first output is (N, C) with C >= 2
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX file on disk."""
+
+    path: Path
+    inputs: tuple[InputSpec, ...]
+    opset: int
+    task: Task = "classification"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One ONNX file that could ship."""
+
+    name: str  # baseline-fp32, sparse-fp32, sparse-int8, …
+    stage: str  # the stage that made it
+    onnx: OnnxModel
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a stage did, as written to its record.json."""
+
+    stage: str
+    config: Mapping[str, Any]  # the stage's config, as plain values
+    seconds: float
+    figures: Mapping[str, Any] = field(default_factory=dict)  # measured by the stage; units in the names
+    notes: tuple[str, ...] = ()  # one line each, shown in the report
+    skipped: str | None = None  # the reason, where the stage had nothing to do
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use besides its model and its config.
+
+    ``original`` is the model that every drop is measured against: the teacher of a fine-tuning stage. It is None
+    where the pipeline started from an ONNX file.
+    """
+
+    data: Data | None
+    directory: Path  # the stage writes its files here, and nowhere else
+    original: Model | None = None
+    max_drop: float = 0.01  # fraction 0..1: the whole budget, against the original
+    seed: int = 0
+    device: str = "cpu"
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class State:
+    """What one stage hands to the next."""
+
+    model: Model | None  # None: the source was ONNX, there is nothing for the torch stages
+    onnx: OnnxModel | None = None  # the float ONNX of ``model``
+    variants: tuple[Variant, ...] = ()  # every file that could ship; the first is the baseline
+    measurements: tuple[Measurement, ...] = ()  # one a variant, once the benchmark has run

@@ -1,0 +1,140 @@
+"""The run directory: files appear under their final names only when whole, and a stopped run goes on from them.
+
+OUT/stages/02-sparsify.partial/   while the stage works
+OUT/stages/02-sparsify/           once it is whole: record.json and its files, renamed in one step
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.errors import WorkspaceError
+from compress.files import sync_directory, write_atomically
+
+logger = logging.getLogger(__name__)
+
+RECORD = "record.json"
+MANIFEST = "manifest.json"
+# What a run writes at the top of its directory, and so all that --overwrite may delete.
+OWN = ("report.json", "report.md", "report.html", "model.onnx", "model.onnx.zip", MANIFEST, "stages")
+
+
+def to_json(value: object) -> bytes:
+    """Indented JSON with a final newline; dataclasses, paths and tuples become plain values."""
+    return (json.dumps(value, indent=1, default=_plain, allow_nan=False) + "\n").encode()
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def fingerprint(**parts: object) -> str:
+    """sha256 of what decides a stage's result: its config, its inputs, its seed."""
+    return hashlib.sha256(to_json(dict(sorted(parts.items())))).hexdigest()
+
+
+class Workspace:
+    """One run directory, opened for writing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def open(cls, root: Path, *, resume: bool = False, overwrite: bool = False) -> Workspace:
+        """Make ``root`` ready for a run.
+
+        Raises:
+            WorkspaceError: it holds something and neither ``resume`` nor ``overwrite`` was given, or it cannot be
+                written.
+        """
+        if resume and overwrite:
+            raise WorkspaceError("--resume keeps what is there and --overwrite deletes it: give one of them.")
+        workspace = cls(root)
+        try:
+            if root.exists() and not root.is_dir():
+                raise WorkspaceError(f"--out {root} is a file. Give a directory.")
+            if root.exists() and any(root.iterdir()) and not resume:
+                if not overwrite:
+                    raise WorkspaceError(
+                        f"--out {root} is not empty. Give --resume to go on with the run in it, "
+                        "--overwrite to replace it, or another directory."
+                    )
+                workspace._delete_own_files()
+            (root / "stages").mkdir(parents=True, exist_ok=True)
+            for partial in (root / "stages").glob("*.partial"):
+                shutil.rmtree(partial)
+            write_atomically(root / "stages" / ".writable", b"")  # told now, not after an hour of training
+            (root / "stages" / ".writable").unlink()
+        except OSError as error:
+            raise WorkspaceError(f"--out {root} cannot be written: {error.strerror or error}.") from error
+        return workspace
+
+    def stage_directory(self, stage: str) -> Path:
+        """Where the files of a finished stage are; ``stage`` as in 02-sparsify."""
+        return self.root / "stages" / stage
+
+    def begin(self, stage: str) -> Path:
+        """A fresh directory for the files of a stage that starts; `finish` gives it its final name."""
+        partial = self.root / "stages" / f"{stage}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        return partial
+
+    def finish(self, stage: str, record: Mapping[str, Any]) -> None:
+        """Write the record beside the files of `begin`, then rename their directory in one step."""
+        partial, final = self.root / "stages" / f"{stage}.partial", self.stage_directory(stage)
+        write_atomically(partial / RECORD, to_json(record))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.replace(final)
+        sync_directory(final.parent)
+
+    def finished(self, stage: str, wanted: str) -> dict[str, Any] | None:
+        """The record of a finished stage whose fingerprint is ``wanted``, else None."""
+        path = self.stage_directory(stage) / RECORD
+        try:
+            record: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            logger.warning("%s is not valid JSON: stage %s runs again", path, stage)
+            return None
+        if record.get("fingerprint") != wanted:
+            logger.warning("stage %s was made with other options or another model: it runs again", stage)
+            return None
+        return record
+
+    def write(self, name: str, content: bytes) -> Path:
+        """Write a file at the top of the run directory."""
+        write_atomically(self.root / name, content)
+        return self.root / name
+
+    def write_manifest(self, facts: Mapping[str, Any]) -> None:
+        """List every file of the run with its sha256 and size, after ``facts`` (versions, seed, CPU, command)."""
+        files = {
+            path.relative_to(self.root).as_posix(): {
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "bytes": path.stat().st_size,
+            }
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file() and path != self.root / MANIFEST
+        }
+        self.write(MANIFEST, to_json({**facts, "files": files}))
+
+    def _delete_own_files(self) -> None:
+        for name in OWN:
+            path = self.root / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.exists() or path.is_symlink():
+                path.unlink()

@@ -1,0 +1,84 @@
+"""Shared by the tests: a tiny trained model, its data, and a recipe that compresses it in seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from compress.data import DataOptions, load_data
+from compress.recipe import Recipe, load_recipe
+from compress.training import FineTuneConfig, finetune
+
+# The models are tiny: threads that wait for each other would take longer than the work.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for commands that the tests start
+
+# Small enough for seconds, real enough that accuracy means something: 900 of the digits, 8x8 pixels.
+SAMPLES = 900
+QUICK: dict[str, Any] = {
+    "sparsify": {
+        "sparsity": 0.6,
+        "rounds": 1,
+        "epochs": 1.0,
+        "min_steps": 80,
+        "finetune": {"batch_size": 32, "learning_rate": 0.005},
+    },
+    "benchmark": {"seconds": 0.05},
+    "preprocess": {"calibration": 64},
+    "max_drop": 0.1,
+    "objective": "size",
+}
+
+
+def tiny_cnn() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(128, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
+
+
+@pytest.fixture(scope="session")
+def digits_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """npz with x (900, 1, 8, 8) float32 in 0..1 and y (900,)."""
+    digits = load_digits()
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    x = (digits.images[:SAMPLES, None] / 16).astype(np.float32)
+    np.savez(path, x=x, y=digits.target[:SAMPLES])
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_file(digits_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny CNN, trained on the training split of `digits_file` and pickled whole."""
+    data = load_data(f"npz:{digits_file}", DataOptions(calibration=64))
+    torch.manual_seed(0)
+    module = tiny_cnn()
+    finetune(module, None, data.train, FineTuneConfig(batch_size=32, learning_rate=0.01), steps=200, seed=0)
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    torch.save(module, path)
+    return path
+
+
+@pytest.fixture
+def quick(model_file: Path, digits_file: Path, tmp_path: Path) -> Any:
+    """Makes recipes for the tiny model: quick(out=…, seed=…)."""
+
+    def make(**options: Any) -> Recipe:
+        given = {"data": f"npz:{digits_file}", "out": tmp_path / "run", **QUICK, **options}
+        return load_recipe(options.pop("model", model_file), {k: v for k, v in given.items() if k != "model"})
+
+    return make

@@ -1,0 +1,318 @@
+"""The command: exit statuses, one or two lines for every bad input, no traceback unless asked for."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from compress.cli import main
+from tests.conftest import tiny_cnn
+
+FAST = ("--set", "benchmark.seconds=0.05", "--set", "preprocess.calibration=64")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs the command in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as left:
+            main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return Outcome(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def refused(outcome: Outcome, *words: str) -> None:
+    """An error that names what the user needs, in one or two lines, with exit status 1."""
+    assert outcome.status == 1, outcome
+    assert "Traceback" not in outcome.err
+    message = outcome.err[outcome.err.index("Error: ") :].strip()
+    assert len(message.splitlines()) <= 2, message
+    for word in words:
+        assert word in message, message
+
+
+def test_help_has_examples_and_every_command(call: Call) -> None:
+    outcome = call("--help")
+    assert outcome.status == 0
+    for name in ("pipeline", "sparsify", "export", "quantize", "benchmark", "demo", "doctor"):
+        assert name in outcome.out
+        assert "Example" in call(name, "--help").out
+    assert call().out == outcome.out
+
+
+def test_usage_errors_have_status_2_and_suggest_the_nearest_option(call: Call) -> None:
+    outcome = call("pipeline", "model.pt", "--objectiv", "size")
+    assert outcome.status == 2
+    assert "--objective" in outcome.err
+    assert call("pipelin").status == 2
+
+
+def broken(tmp_path: Path, name: str, content: bytes) -> Path:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+def pickled(module: object) -> bytes:
+    content = io.BytesIO()
+    torch.save(module, content)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ("empty",)),
+        (pickled(nn.Linear(64, 10))[:700], ("truncated",)),
+        (b"<!DOCTYPE html><html><body>404</body></html>", ("HTML",)),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", ("NumPy",)),
+    ],
+    ids=["empty", "truncated", "html", "npy"],
+)
+def test_a_file_that_is_no_model_is_refused_with_what_it_is(
+    content: bytes, words: tuple[str, ...], call: Call, tmp_path: Path
+) -> None:
+    path = broken(tmp_path, "model.pt", content)
+    refused(call("pipeline", path, "--data", "digits"), "model.pt", *words)
+    assert not (tmp_path / "compressed").exists()
+
+
+def test_a_missing_file_is_refused(call: Call) -> None:
+    refused(call("pipeline", "none.pt", "--data", "digits"), "none.pt")
+
+
+def test_a_state_dict_without_a_factory_is_refused_with_the_option(call: Call, tmp_path: Path) -> None:
+    path = broken(tmp_path, "weights.pt", pickled(tiny_cnn().state_dict()))
+    refused(call("pipeline", path, "--data", "digits"), "weights.pt", "--factory", "0.weight")
+
+
+def test_a_factory_that_does_not_fit_is_refused_with_the_keys(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from torch import nn\ndef Net(): return nn.Sequential(nn.Linear(64, 10))\n")
+    path = broken(tmp_path, "weights.pt", pickled(tiny_cnn().state_dict()))
+    refused(
+        call("pipeline", path, "--data", "digits", "--factory", "./net.py:Net"), "missing", "unexpected", "8.weight"
+    )
+
+
+class Mine(nn.Linear):
+    """A class of the user's."""
+
+
+def test_a_class_that_is_not_to_be_trusted_is_refused_with_the_option(call: Call, tmp_path: Path) -> None:
+    path = broken(tmp_path, "mine.pt", pickled(Mine(64, 10)))
+    refused(call("pipeline", path, "--data", "digits"), "tests.test_cli.Mine", "--trust")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.system, ("touch it-ran",)
+
+
+@pytest.mark.parametrize("form", ["zip", "bare"])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(form: str, call: Call, tmp_path: Path) -> None:
+    content = pickled(Evil()) if form == "zip" else pickle.dumps(Evil())
+    refused(call("pipeline", broken(tmp_path, "evil.pt", content), "--data", "digits"), "evil.pt")
+    assert not (tmp_path / "it-ran").exists()
+
+
+def save_npz(tmp_path: Path, x: np.ndarray, y: np.ndarray | None) -> str:
+    np.savez(tmp_path / "data.npz", x=x, **({} if y is None else {"y": y}))
+    return f"npz:{tmp_path / 'data.npz'}"
+
+
+def test_channels_last_data_is_recognised(call: Call, tmp_path: Path, model_file: Path) -> None:
+    data = save_npz(tmp_path, np.zeros((60, 8, 8, 1), np.float32), np.arange(60) % 10)
+    refused(call("pipeline", model_file, "--data", data), "(8, 8, 1)", "channels-last")
+
+
+def test_a_wrong_input_size_is_refused_with_both_sizes(call: Call, tmp_path: Path, model_file: Path) -> None:
+    data = save_npz(tmp_path, np.zeros((60, 1, 12, 12), np.float32), np.arange(60) % 10)
+    refused(call("pipeline", model_file, "--data", data), "128")
+
+
+def test_nan_in_the_weights_is_refused_with_the_tensor(call: Call, tmp_path: Path) -> None:
+    module = tiny_cnn()
+    with torch.no_grad():
+        module[6].weight[3, 5] = float("nan")
+    refused(call("pipeline", broken(tmp_path, "nan.pt", pickled(module)), "--data", "digits"), "nan.pt", "6.weight")
+
+
+def test_nan_in_the_data_is_refused_with_the_sample(call: Call, tmp_path: Path, model_file: Path) -> None:
+    x = np.zeros((60, 1, 8, 8), np.float32)
+    x[17] = np.nan
+    refused(call("pipeline", model_file, "--data", save_npz(tmp_path, x, np.arange(60) % 10)), "17", "NaN")
+
+
+def test_empty_data_is_refused(call: Call, tmp_path: Path, model_file: Path) -> None:
+    data = save_npz(tmp_path, np.zeros((0, 1, 8, 8), np.float32), np.zeros(0, np.int64))
+    refused(call("pipeline", model_file, "--data", data), "data.npz")
+
+
+def test_labels_outside_the_classes_are_refused(call: Call, tmp_path: Path, model_file: Path) -> None:
+    data = save_npz(tmp_path, np.zeros((60, 1, 8, 8), np.float32), np.arange(60) % 12)
+    refused(call("pipeline", model_file, "--data", data), "12", "10")
+
+
+def test_a_model_whose_control_flow_depends_on_data_is_refused(call: Call, tmp_path: Path, digits_file: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.fc = nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n        x = self.fc(x.flatten(1))\n"
+        "        return x * 2 if x.sum() > 0 else x\n"
+    )
+    path = broken(tmp_path, "weights.pt", pickled(nn.Sequential()))
+    torch.manual_seed(0)
+    torch.save({"fc.weight": torch.randn(10, 64), "fc.bias": torch.zeros(10)}, path)
+    refused(call("pipeline", path, "--factory", "./net.py:Net", "--data", f"npz:{digits_file}", *FAST), "depend")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_float_types_are_cast_and_it_is_said(
+    dtype: torch.dtype, call: Call, tmp_path: Path, model_file: Path, digits_file: Path
+) -> None:
+    module = torch.load(model_file, weights_only=False).to(dtype)
+    path = broken(tmp_path, "other.pt", pickled(module))
+    outcome = call("export", path, "--data", f"npz:{digits_file}", "--out", "model.onnx")
+    assert outcome.status == 0, outcome
+    assert str(dtype).removeprefix("torch.") in outcome.out
+    assert "float32" in outcome.out
+
+
+def test_no_space_left_is_told_and_leaves_no_half_file(
+    call: Call, model_file: Path, digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(call("pipeline", model_file, "--data", f"npz:{digits_file}", "--out", "run"), "No space left")
+    assert [p for p in (tmp_path / "run").rglob("*") if p.is_file()] == []
+
+
+def test_an_out_that_cannot_be_written_is_told(call: Call, model_file: Path, digits_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(call("pipeline", model_file, "--data", f"npz:{digits_file}", "--out", "file/run"), "file/run")
+
+
+def test_debug_shows_the_traceback(call: Call, tmp_path: Path) -> None:
+    path = broken(tmp_path, "model.pt", b"")
+    assert "Traceback" in call("pipeline", path, "--data", "digits", "--debug").err
+
+
+def test_a_defect_is_told_as_one(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*arguments: object, **options: object) -> None:
+        raise KeyError("inner")
+
+    monkeypatch.setattr("compress.recipe.load_recipe", defect)
+    refused(call("pipeline", "model.pt"), "KeyError", "defect of compress")
+
+
+def test_the_bare_command_works_with_a_compress_toml_beside_the_model(
+    call: Call, tmp_path: Path, model_file: Path, digits_file: Path
+) -> None:
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    (folder / "model.pt").write_bytes(model_file.read_bytes())
+    (folder / "compress.toml").write_text(
+        f'data = "npz:{digits_file}"\nmax-drop = 0.2\nskip = ["sparsify"]\nobjective = "size"\n'
+        "[benchmark]\nseconds = 0.05\n[preprocess]\ncalibration = 64\n"
+    )
+    outcome = call("pipeline", folder / "model.pt")
+    assert outcome.status == 0, outcome
+    assert "baseline-int8" in outcome.out
+    assert "\x1b[" not in outcome.out + outcome.err
+    assert json.loads((tmp_path / "compressed" / "report.json").read_text())["verdict"]["max_drop"] == 0.2
+
+
+def test_status_3_where_no_variant_keeps_the_accuracy(call: Call, tmp_path: Path, digits_file: Path) -> None:
+    torch.manual_seed(0)
+    path = broken(tmp_path, "model.pt", pickled(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))))
+    outcome = call(
+        "sparsify", path, "--data", f"npz:{digits_file}", "--no-labels", "--max-drop", "0", "--sparsity", "0.98",
+        "--set", "sparsify.rounds=1", "--set", "sparsify.min_steps=3", "--epochs", "0.1", *FAST,
+    )  # fmt: skip
+    assert outcome.status == 3, outcome
+    assert not (tmp_path / "sparse.safetensors").exists()
+
+
+def test_the_stages_work_alone(call: Call, tmp_path: Path, model_file: Path, digits_file: Path) -> None:
+    data = ("--data", f"npz:{digits_file}")
+    outcome = call(
+        "sparsify", model_file, *data, "--sparsity", "0.5", "--max-drop", "0.2",
+        "--set", "sparsify.rounds=1", "--set", "sparsify.min_steps=60", "--epochs", "1",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome
+    assert "50.0" in outcome.out
+    factory = ("--factory", "tests.conftest:tiny_cnn")
+    outcome = call("export", "sparse.safetensors", *factory, *data, "--out", "sparse.onnx")
+    assert outcome.status == 0, outcome
+    outcome = call("quantize", "sparse.onnx", *data, "--out", "int8", *FAST[2:])
+    assert outcome.status == 0, outcome
+    assert (tmp_path / "int8" / "int8.onnx").is_file()
+    outcome = call("benchmark", "sparse.onnx", "int8/int8.onnx", *data, "--json", "measured.json", *FAST)
+    assert outcome.status == 0, outcome
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    assert len(measured) == 2
+    assert "p50" in outcome.out
+
+
+def test_an_output_that_exists_is_not_replaced_unasked(call: Call, tmp_path: Path, model_file: Path) -> None:
+    (tmp_path / "model.onnx").write_text("mine")
+    outcome = call("export", model_file, "--input", "1x8x8")
+    assert outcome.status == 2
+    assert "--overwrite" in outcome.err
+    assert (tmp_path / "model.onnx").read_text() == "mine"
+    assert call("export", model_file, "--input", "1x8x8", "--overwrite").status == 0
+
+
+def test_safetensors_load_with_a_factory(call: Call, tmp_path: Path) -> None:
+    save_file({"0.weight": torch.randn(10, 64), "0.bias": torch.zeros(10)}, tmp_path / "w.safetensors")
+    (tmp_path / "net.py").write_text("from torch import nn\ndef Net(out): return nn.Sequential(nn.Linear(64, out))\n")
+    outcome = call(
+        "export", "w.safetensors", "--factory", "./net.py:Net", "--factory-args", '{"out": 10}', "--input", "64"
+    )
+    assert outcome.status == 0, outcome
+
+
+def test_the_doctor_tells_versions_cpu_and_providers(call: Call) -> None:
+    outcome = call("doctor")
+    assert outcome.status == 0
+    for word in ("torch", torch.__version__, "onnxruntime", "CPUExecutionProvider", "isa"):
+        assert word in outcome.out
+
+
+def test_the_demo_reaches_its_figures(call: Call, tmp_path: Path) -> None:
+    outcome = call("demo", "--out", "demo")
+    assert outcome.status == 0, outcome
+    report = json.loads((tmp_path / "demo" / "compressed" / "report.json").read_text())
+    assert report["verdict"]["passed"]
+    assert report["verdict"]["drop"] <= 0.01
+    assert report["verdict"]["zip_ratio"] >= 8
+    assert report["shipped"] in outcome.out

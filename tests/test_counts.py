@@ -1,0 +1,159 @@
+"""compress.models.counts: what an ONNX file holds and computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.errors import ModelError
+from compress.models.counts import count, count_weights
+from compress.models.onnx_file import graph_inputs, read_inputs
+from compress.values import InputSpec
+
+FLOAT = TensorProto.FLOAT
+
+
+def _save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, object],
+    shape: tuple[int | str, ...],
+    element: int = FLOAT,
+) -> Path:
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    inputs = [helper.make_tensor_value_info("x", element, ["batch", *shape])]
+    graph = helper.make_graph(nodes, "g", inputs, [onnx.ValueInfoProto(name="y")], tensors)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, None))
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+    return path
+
+
+def _ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def test_a_grouped_convolution_counts_the_weights_it_has(tmp_path: Path) -> None:
+    conv = helper.make_node("Conv", ["x", "w", "b"], ["y"], group=2)
+    path = _save(tmp_path / "m.onnx", [conv], {"w": _ones(8, 2, 3, 3), "b": np.zeros(8, np.float32)}, (4, 6, 6))
+    counts = count(path)
+    assert counts.parameters == 8 * 2 * 9 + 8
+    assert counts.nonzero == 8 * 2 * 9
+    assert counts.macs == 8 * 4 * 4 * 2 * 9  # output elements × one filter
+
+
+def test_a_transposed_convolution_spreads_every_input(tmp_path: Path) -> None:
+    conv = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2])
+    path = _save(tmp_path / "m.onnx", [conv], {"w": _ones(3, 5, 2, 2)}, (3, 4, 4))
+    assert count(path).macs == 3 * 4 * 4 * 5 * 2 * 2
+
+
+def test_a_product_of_two_activations_has_macs_and_no_parameters(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]), helper.make_node("MatMul", ["x", "t"], ["y"])]
+    counts = count(_save(tmp_path / "m.onnx", nodes, {}, (3, 7)))
+    assert (counts.parameters, counts.macs) == (0, 3 * 3 * 7)
+
+
+def test_a_recurrent_layer_counts_every_step(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["t", "w", "r", "b"], ["y"], hidden_size=4),
+    ]
+    constants = {"w": _ones(1, 16, 3), "r": _ones(1, 16, 4), "b": _ones(1, 32)}
+    counts = count(_save(tmp_path / "m.onnx", nodes, constants, (5, 3)))
+    assert counts.macs == 5 * (16 * 3 + 16 * 4)
+    assert counts.parameters == 16 * 3 + 16 * 4 + 32
+
+
+def test_constants_of_a_formula_and_shapes_are_no_parameters(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "half"], ["h"]),
+        helper.make_node("Reshape", ["h", "shape"], ["r"]),
+        helper.make_node("Gemm", ["r", "w", "b"], ["y"], transB=1),
+    ]
+    constants = {"half": np.float32([0.5]), "shape": np.int64([-1, 6]), "w": _ones(1, 6), "b": _ones(1)}
+    counts = count(_save(tmp_path / "m.onnx", nodes, constants, (2, 3)))
+    assert counts.parameters == 6 + 1
+    assert counts.macs == 6
+
+
+def test_dequantized_weights_count_against_their_zero_point(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=0),
+        helper.make_node("DequantizeLinear", ["qb", "sb"], ["b"]),
+        helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1),
+    ]
+    quantized = np.int8([[0, 3, 3], [5, 5, 0]])
+    constants = {
+        "q": quantized, "s": np.float32([1, 2]), "z": np.int8([3, 5]),
+        "qb": np.int32([0, 9]), "sb": np.float32(1),
+    }  # fmt: skip
+    path = _save(tmp_path / "m.onnx", nodes, constants, (3,))
+    counts = count(path)
+    assert (counts.parameters, counts.nonzero, counts.macs) == (6 + 2, 2 + 1, 6)
+    assert count_weights(path) == {"q": (6, 2)}
+
+
+def test_integer_products_count_as_their_float_form(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"]),
+        helper.make_node("MatMulInteger", ["xq", "w", "xz", "z"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=FLOAT),
+        helper.make_node("Mul", ["xs", "s"], ["scale"]),
+        helper.make_node("Mul", ["f", "scale"], ["y"]),
+    ]
+    constants = {"w": np.int8([[1, 0], [0, 0], [2, 3]]), "z": np.int8(0), "s": np.float32([1, 2])}
+    counts = count(_save(tmp_path / "m.onnx", nodes, constants, (3,)))
+    assert (counts.parameters, counts.nonzero, counts.macs) == (6, 3, 6)
+
+
+def test_weights_restored_by_cast_and_mul_count_once(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["q"], ["c"], to=FLOAT),
+        helper.make_node("Mul", ["c", "s"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    constants = {"q": np.int8([[1, 0], [0, 4]]), "s": np.float32([[1, 2]])}
+    counts = count(_save(tmp_path / "m.onnx", nodes, constants, (2,)))
+    assert (counts.parameters, counts.nonzero, counts.macs) == (4, 2, 4)
+
+
+def test_a_quantized_embedding_counts_against_the_zero_point_after_the_look_up(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gather", ["q", "x"], ["g"]),
+        helper.make_node("DequantizeLinear", ["g", "s", "z"], ["y"]),
+    ]
+    constants = {"q": np.uint8([[128, 7], [128, 128]]), "s": np.float32(1), "z": np.uint8(128)}
+    counts = count(_save(tmp_path / "m.onnx", nodes, constants, (4,), TensorProto.INT64))
+    assert (counts.parameters, counts.nonzero, counts.macs) == (4, 1, 0)
+
+
+def test_the_inputs_of_a_file_are_read_without_the_batch(tmp_path: Path) -> None:
+    path = _save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, (3, 4))
+    assert read_inputs(path) == (InputSpec("x", (3, 4), "float32"),)
+
+
+def test_a_second_free_axis_is_refused_with_the_input_name(tmp_path: Path) -> None:
+    path = _save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, (3, "width"))
+    with pytest.raises(ModelError, match=r"input 'x'.*only axis 0"):
+        read_inputs(path)
+
+
+def test_an_initializer_listed_as_input_is_no_input() -> None:
+    value = [helper.make_tensor_value_info(name, FLOAT, ["n", 2]) for name in ("x", "w")]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])], "g", value, [], [numpy_helper.from_array(_ones(2), "w")]
+    )
+    assert [spec.name for spec in graph_inputs(helper.make_model(graph))] == ["x"]
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>no model</html>"])
+def test_a_file_that_is_no_onnx_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"broken\.onnx cannot be read as ONNX"):
+        count(path)

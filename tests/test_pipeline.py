@@ -1,0 +1,334 @@
+"""The whole path on a tiny model: the contract of the run directory, resume, refusals, sources that are not modules."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from compress import pipeline
+from compress.errors import CompressError, SparsityError, WorkspaceError
+from compress.models.counts import count_weights
+from compress.pipeline import STAGES, run
+from compress.recipe import Recipe, load_recipe
+from compress.values import Context, StageRecord, State
+from tests.conftest import QUICK, tiny_cnn
+
+Quick = Callable[..., Recipe]
+STAGE_NAMES = [stage.name for stage in STAGES]
+
+
+def report_of(out: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
+
+
+def without_timings(report: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on when and how fast the run was."""
+    variants = [{k: v for k, v in variant.items() if k != "latency"} for variant in report["variants"]]
+    verdict = {k: v for k, v in report["verdict"].items() if "speedup" not in k}
+    return {"variants": variants, "verdict": verdict, "shipped": report["shipped"], "data": report["data"]}
+
+
+@pytest.fixture(scope="module")
+def finished(model_file: Path, digits_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of one uninterrupted run."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run(load_recipe(model_file, {"data": f"npz:{digits_file}", "out": out, **QUICK}))
+    return out
+
+
+def test_the_run_directory_holds_exactly_what_the_design_says(finished: Path) -> None:
+    names = {p.name for p in finished.iterdir()}
+    assert names == {
+        "report.json", "report.md", "report.html", "model.onnx", "model.onnx.zip", "manifest.json", "stages",
+    }  # fmt: skip
+    stages = sorted(p.name for p in (finished / "stages").iterdir())
+    assert stages == ["00-baseline", "02-sparsify", "03-export", "04-quantize", "05-benchmark"]
+    assert all((finished / "stages" / s / "record.json").is_file() for s in stages)
+
+
+def test_the_report_has_every_field_of_version_1(finished: Path) -> None:
+    report = report_of(finished)
+    assert report["schema"] == 1
+    assert {"command", "seed", "environment", "data", "variants", "shipped", "verdict"} <= set(report)
+    assert {"cpu", "isa", "threads", "torch", "onnxruntime"} <= set(report["environment"])
+    assert {"name", "train", "calibration", "validation", "test", "sha256"} <= set(report["data"])
+    assert {"max_drop", "drop", "passed", "zip_ratio", "speedup"} <= set(report["verdict"])
+    for variant in report["variants"]:
+        assert {"name", "stage", "file", "parameters", "nonzero", "macs", "raw_bytes", "zip_bytes"} <= set(variant)
+        assert set(variant["accuracy"]) >= {"value", "low", "high", "n"}
+        assert 0 <= variant["fidelity"] <= 1
+        assert (finished / variant["file"]).is_file()
+        assert variant["raw_bytes"] == (finished / variant["file"]).stat().st_size
+        for timing in variant["latency"]:
+            assert timing["status"] == "ok"
+            assert 0 < timing["p50_ms"] <= timing["p90_ms"] <= timing["p99_ms"]
+            assert timing["samples"] > 0
+
+
+def test_every_stage_adds_its_variant_and_the_counts_are_right(finished: Path) -> None:
+    variants = {v["name"]: v for v in report_of(finished)["variants"]}
+    assert {"baseline-fp32", "sparse-fp32", "sparse-int8", "sparse-int8-weights"} <= set(variants)
+    # conv 8·9 + 8 (batch norm folded into it), fc 128·32 + 32, fc 32·10 + 10
+    assert variants["baseline-fp32"]["parameters"] == 80 + 4128 + 330
+    assert variants["baseline-fp32"]["macs"] == 8 * 9 * 64 + 128 * 32 + 32 * 10
+    assert variants["baseline-fp32"]["fidelity"] == 1.0
+    assert variants["sparse-fp32"]["nonzero"] < 0.45 * variants["baseline-fp32"]["nonzero"]
+    assert variants["sparse-int8"]["nonzero"] <= variants["sparse-fp32"]["nonzero"]
+
+
+def test_the_shipped_file_is_the_variant_that_the_verdict_names(finished: Path) -> None:
+    report = report_of(finished)
+    shipped = next(v for v in report["variants"] if v["name"] == report["shipped"])
+    baseline = report["variants"][0]
+    assert (finished / "model.onnx").read_bytes() == (finished / shipped["file"]).read_bytes()
+    with zipfile.ZipFile(finished / "model.onnx.zip") as archive:
+        assert archive.read("model.onnx") == (finished / "model.onnx").read_bytes()
+    assert (finished / "model.onnx.zip").stat().st_size == shipped["zip_bytes"]
+    verdict = report["verdict"]
+    assert verdict["zip_ratio"] == pytest.approx(baseline["raw_bytes"] / shipped["zip_bytes"])
+    assert verdict["drop"] == pytest.approx(baseline["accuracy"]["value"] - shipped["accuracy"]["value"])
+    assert verdict["passed"] == (verdict["drop"] <= verdict["max_drop"])
+    smallest = min(v["zip_bytes"] for v in report["variants"] if v["validation"]["drop"] <= 0.1)
+    assert shipped["zip_bytes"] == smallest
+
+
+def test_the_accuracy_in_the_report_is_that_of_the_file(finished: Path, digits_file: Path) -> None:
+    from compress.data import DataOptions, load_data
+
+    report = report_of(finished)
+    shipped = next(v for v in report["variants"] if v["name"] == report["shipped"])
+    split = load_data(f"npz:{digits_file}", DataOptions(calibration=64)).test
+    (x,), y = split.fetch(split.indices)
+    session = onnxruntime.InferenceSession(finished / "model.onnx", providers=["CPUExecutionProvider"])
+    output = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    assert shipped["accuracy"]["n"] == len(split)
+    assert shipped["accuracy"]["value"] == pytest.approx(float((output.argmax(1) == y.numpy()).mean()))
+
+
+def test_no_path_of_this_machine_is_in_any_file(finished: Path) -> None:
+    here = str(Path(pipeline.__file__).parent.parent).encode()
+    for path in finished.rglob("*"):
+        if path.suffix in (".onnx", ".zip", ".safetensors"):
+            assert here not in path.read_bytes(), path
+            assert str(Path.home()).encode() + b"/" not in path.read_bytes(), path
+
+
+def test_the_manifest_covers_every_file(finished: Path) -> None:
+    manifest = json.loads((finished / "manifest.json").read_text())
+    files = {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(manifest["files"]) == files
+    assert {"seed", "command", "environment"} <= set(manifest)
+
+
+def test_the_same_seed_gives_the_same_bytes(finished: Path, quick: Quick, tmp_path: Path) -> None:
+    run(quick(out=tmp_path / "again"))
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (finished / "model.onnx").read_bytes()
+    assert (tmp_path / "again" / "model.onnx.zip").read_bytes() == (finished / "model.onnx.zip").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from compress import pipeline, workspace
+from compress.recipe import load_recipe
+import json
+stage, model, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+finish = workspace.Workspace.finish
+def killed(self, name, record):
+    if name.endswith(stage):
+        os.kill(os.getpid(), signal.SIGKILL)  # its files are written, its name is not
+    finish(self, name, record)
+workspace.Workspace.finish = killed
+pipeline.run(load_recipe(model, options))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_a_run_killed_in_a_stage_resumes_to_the_same_result(
+    stage: str, finished: Path, model_file: Path, digits_file: Path, tmp_path: Path
+) -> None:
+    options = {"data": f"npz:{digits_file}", "out": str(tmp_path / "run"), **QUICK}
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, stage, str(model_file), json.dumps(options)], capture_output=True, check=False
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    assert not (tmp_path / "run" / "model.onnx").exists()
+    done = sorted(p.name for p in (tmp_path / "run" / "stages").iterdir() if not p.name.endswith(".partial"))
+    stamps = {name: (tmp_path / "run" / "stages" / name / "record.json").stat().st_mtime_ns for name in done}
+    assert len(done) == STAGE_NAMES.index(stage)
+
+    run(load_recipe(model_file, {**options, "resume": True}))
+
+    for name, stamp in stamps.items():
+        assert (tmp_path / "run" / "stages" / name / "record.json").stat().st_mtime_ns == stamp, f"{name} ran again"
+    assert (tmp_path / "run" / "model.onnx").read_bytes() == (finished / "model.onnx").read_bytes()
+    assert without_timings(report_of(tmp_path / "run")) == without_timings(report_of(finished))
+
+
+def test_resume_runs_again_what_other_options_would_change(quick: Quick, tmp_path: Path) -> None:
+    run(quick(skip=("sparsify",)))
+    before = (tmp_path / "run" / "stages" / "00-baseline" / "record.json").stat().st_mtime_ns
+    run(quick(skip=("sparsify", "quantize"), resume=True))
+    report = report_of(tmp_path / "run")
+    assert (tmp_path / "run" / "stages" / "00-baseline" / "record.json").stat().st_mtime_ns == before
+    assert [v["name"] for v in report["variants"]] == ["baseline-fp32"]
+
+
+def test_a_directory_with_a_run_in_it_is_refused(quick: Quick, tmp_path: Path) -> None:
+    (tmp_path / "run" / "stages").mkdir(parents=True)
+    with pytest.raises(WorkspaceError, match="--resume"):
+        run(quick())
+
+
+def test_no_variant_within_the_budget_ships_the_baseline_and_fails_the_gate(quick: Quick, tmp_path: Path) -> None:
+    def ruin(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
+        state, record = next(s for s in STAGES if s.name == "quantize").run(state, recipe, context)
+        for variant in state.variants[1:]:
+            model = onnx.load(variant.onnx.path)
+            for tensor in model.graph.initializer:
+                array = onnx.numpy_helper.to_array(tensor)
+                if tensor.data_type == onnx.TensorProto.INT8 and array.size > 32:
+                    tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros_like(array), tensor.name))
+            onnx.save(model, variant.onnx.path)
+        return state, record
+
+    stages = tuple(replace(s, run=ruin) if s.name == "quantize" else s for s in STAGES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "STAGES", stages)
+        report = run(quick(skip=("sparsify",), max_drop=0.0))
+    written = report_of(tmp_path / "run")
+    assert written["shipped"] == "baseline-fp32"
+    assert written["verdict"]["passed"] is False
+    assert report.to_dict()["verdict"]["passed"] is False
+
+
+def test_zeros_that_a_stage_lost_stop_the_run(quick: Quick) -> None:
+    def refill(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
+        state, record = next(s for s in STAGES if s.name == "export").run(state, recipe, context)
+        model = onnx.load(state.variants[-1].onnx.path)
+        for tensor in model.graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            if array.ndim == 2:
+                tensor.CopyFrom(
+                    onnx.numpy_helper.from_array(np.where(array == 0, np.float32(1e-9), array), tensor.name)
+                )
+        onnx.save(model, state.variants[-1].onnx.path)
+        return state, record
+
+    stages = tuple(replace(s, run=refill) if s.name == "export" else s for s in STAGES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "STAGES", stages)
+        with pytest.raises(SparsityError, match="zeros were not kept"):
+            run(quick())
+
+
+def test_masks_hold_through_export_and_quantization(finished: Path) -> None:
+    counts = {
+        name: sum(nonzero for _, nonzero in count_weights(finished / file).values())
+        for name, file in ((v["name"], v["file"]) for v in report_of(finished)["variants"])
+    }
+    elements = 8 * 9 + 128 * 32 + 32 * 10
+    assert counts["sparse-fp32"] == elements - round(0.6 * elements)
+    assert all(n <= counts["sparse-fp32"] for name, n in counts.items() if name.startswith("sparse-int8"))
+
+
+def test_unlabelled_data_is_judged_by_fidelity(quick: Quick, tmp_path: Path) -> None:
+    run(quick(labels=False))
+    report = report_of(tmp_path / "run")
+    assert all(v["accuracy"] is None for v in report["variants"])
+    shipped = next(v for v in report["variants"] if v["name"] == report["shipped"])
+    assert report["verdict"]["drop"] == pytest.approx(1 - shipped["fidelity"])
+    assert "sparse-fp32" in {v["name"] for v in report["variants"]}
+
+
+def test_without_data_it_still_exports_quantizes_and_says_what_was_skipped(model_file: Path, tmp_path: Path) -> None:
+    run(load_recipe(model_file, {"input": ("1x8x8",), "out": tmp_path / "run", "benchmark": {"seconds": 0.05}}))
+    report = report_of(tmp_path / "run")
+    names = {v["name"] for v in report["variants"]}
+    assert names == {"baseline-fp32", "baseline-int8-weights"}
+    assert all(v["accuracy"] is None and 0 <= v["fidelity"] <= 1 for v in report["variants"])
+    assert "--data" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "pt2", "onnx"])
+def test_what_cannot_be_trained_enters_where_it_can(
+    kind: str, finished: Path, quick: Quick, model_file: Path, tmp_path: Path
+) -> None:
+    module = torch.load(model_file, weights_only=False).eval()
+    path = tmp_path / f"model.{kind}"
+    if kind == "torchscript":
+        with pytest.warns(DeprecationWarning, match="torch.jit"):
+            torch.jit.trace(module, torch.zeros(2, 1, 8, 8)).save(path)
+    elif kind == "pt2":
+        batch = ({0: torch.export.Dim("batch")},)
+        torch.export.save(torch.export.export(module, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=batch), path)
+    else:
+        path.write_bytes((finished / "stages" / "00-baseline" / "model.onnx").read_bytes())
+    run(quick(model=path))
+    report = report_of(tmp_path / "run")
+    expected = {v["name"]: v["accuracy"]["value"] for v in report_of(finished)["variants"]}
+    assert report["variants"][0]["accuracy"]["value"] == expected["baseline-fp32"]
+    assert {"baseline-fp32", "baseline-int8"} <= {v["name"] for v in report["variants"]}
+    skipped = {s["stage"]: s["skipped"] for s in report["stages"]}
+    assert "sparsify" in skipped["sparsify"]
+
+
+def test_a_provider_that_is_absent_is_a_row_that_says_so(quick: Quick, tmp_path: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has the provider")
+    run(quick(skip=("sparsify", "quantize"), providers=("cpu", "cuda")))
+    rows = {t["provider"]: t for t in report_of(tmp_path / "run")["variants"][0]["latency"]}
+    assert rows["CPUExecutionProvider"]["status"] == "ok"
+    assert rows["CUDAExecutionProvider"]["status"] != "ok"
+    assert rows["CUDAExecutionProvider"]["p50_ms"] is None
+
+
+def test_stages_leave_the_model_they_were_given_as_it_was(model_file: Path, digits_file: Path, tmp_path: Path) -> None:
+    from compress.opening import open_inputs
+    from compress.sparsity import sparsify
+    from compress.values import silent
+
+    recipe = load_recipe(model_file, {"data": f"npz:{digits_file}", **QUICK})
+    opened = open_inputs(recipe, silent)
+    assert opened.original is not None
+    before = {k: v.clone() for k, v in opened.original.module.state_dict().items()}
+    sparse, record = sparsify(opened.original, recipe.sparsify, opened.context(tmp_path, recipe, silent))
+    assert sparse.module is not opened.original.module
+    assert record.figures["sparsity"] == pytest.approx(0.6, abs=0.001)
+    assert all(torch.equal(before[k], v) for k, v in opened.original.module.state_dict().items())
+    assert type(sparse.module) is type(tiny_cnn())
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(model_file: Path, digits_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "compress", "pipeline", str(model_file), "--data", f"npz:{digits_file}"]
+    command += ["--out", str(tmp_path / "run"), "--set", "sparsify.min_steps=100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.startswith("sparsify"):
+                os.kill(child.pid, signal.SIGINT)
+                break
+        rest = child.stderr.read()
+        assert child.wait() == 130
+    assert "--resume" in rest
+    assert "Traceback" not in rest
+
+
+def test_errors_are_of_one_family() -> None:
+    assert issubclass(SparsityError, CompressError)

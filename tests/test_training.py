@@ -1,0 +1,162 @@
+"""Fine-tuning: deterministic, held by its hook, right in its loss."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from compress.data.splits import Batch, Split
+from compress.errors import DataError, ModelError, RecipeError
+from compress.training import FineTuneConfig, Teacher, finetune, plan_steps
+from compress.training.finetune import distilling_mode, loss_of
+
+CONFIG = FineTuneConfig(batch_size=16, learning_rate=0.01)
+
+
+def blobs(count: int = 96, labelled: bool = True) -> Split:
+    """Two clouds in four dimensions, easy to tell apart."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 2
+    points = torch.randn(count, 4, generator=generator) + 3.0 * labels[:, None]
+
+    def fetch(indices: np.ndarray) -> Batch:
+        chosen = torch.from_numpy(indices)
+        return (points[chosen],), labels[chosen] if labelled else None
+
+    return Split("train", fetch, np.arange(count), labelled)
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+
+
+def accuracy(module: nn.Module, split: Split) -> float:
+    (points,), labels = split.fetch(split.indices)
+    with torch.no_grad():
+        return float((module(points).argmax(1) == labels).float().mean())
+
+
+def test_training_on_labels_learns_and_leaves_eval_mode() -> None:
+    split, module = blobs(), net()
+    loss = finetune(module, None, split, CONFIG, steps=60, seed=0)
+    assert accuracy(module, split) > 0.95
+    assert loss < 0.4
+    assert not module.training
+
+
+def test_a_student_learns_from_the_teacher_without_any_label() -> None:
+    split = blobs(labelled=False)
+    teacher_module = net()
+    finetune(teacher_module, None, blobs(), CONFIG, steps=60, seed=0)
+    student = net(seed=1)
+    finetune(student, Teacher(teacher_module, split), split, CONFIG, steps=80, seed=0)
+    assert accuracy(student, blobs()) > 0.95
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    split = blobs()
+    teacher = Teacher(net(), split)
+    students = [net(seed=1) for _ in range(3)]
+    for student, seed in zip(students, (5, 5, 6), strict=True):
+        finetune(student, teacher, split, CONFIG, steps=12, seed=seed)
+    first, second, other = (torch.cat([p.flatten() for p in s.parameters()]) for s in students)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_the_teacher_gives_the_same_answers_from_its_table_and_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    split, module = blobs(), net().eval()
+    positions = torch.tensor([3, 90, 7])
+    inputs, _ = split.fetch(positions.numpy())
+    remembered = Teacher(module, split).outputs(positions, inputs)
+    monkeypatch.setattr("compress.training.teacher.TABLE_LIMIT", 0)
+    live = Teacher(module, split)
+    assert live._table is None
+    torch.testing.assert_close(live.outputs(positions, inputs), remembered)
+
+
+def test_every_sample_is_seen_once_in_an_epoch() -> None:
+    split, seen = blobs(), []
+
+    def fetch(indices: np.ndarray) -> Batch:
+        seen.extend(indices.tolist())
+        return split.fetch(indices)
+
+    watched = Split("train", fetch, split.indices)
+    finetune(net(), None, watched, CONFIG, steps=plan_steps(watched, CONFIG, epochs=1), seed=0)
+    assert sorted(seen) == list(range(len(split)))
+
+
+def test_while_the_teacher_guides_dropout_is_off_and_batch_norm_learns() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+            self.recurrent = nn.LSTM(4, 4, 2, dropout=0.3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.dropout(self.norm(x), 0.5, self.training)
+
+    module = Net()
+    restore = distilling_mode(module)
+    assert not module.training
+    assert module.norm.training
+    assert module.recurrent.training
+    assert module.recurrent.dropout == 0.0
+    restore()
+    assert module.recurrent.dropout == 0.3
+
+
+def test_the_hook_runs_after_every_step_and_what_it_sets_stays() -> None:
+    module, calls = net(), []
+
+    def zero(step: int) -> None:
+        calls.append(step)
+        with torch.no_grad():
+            module[0].weight[0].zero_()
+
+    finetune(module, None, blobs(), CONFIG, steps=7, seed=0, after_step=zero)
+    assert calls == [1, 2, 3, 4, 5, 6, 7]
+    assert torch.count_nonzero(module[0].weight[0]) == 0
+
+
+@pytest.mark.parametrize("form", ["logits", "log-probabilities", "probabilities"])
+def test_the_loss_is_the_same_whatever_form_the_outputs_have(form: str) -> None:
+    ours, theirs = torch.randn(8, 5), torch.randn(8, 5)
+    labels = torch.arange(8) % 5
+    convert = {"logits": lambda x: x, "log-probabilities": lambda x: F.log_softmax(x, 1)}.get(
+        form, lambda x: F.softmax(x, 1)
+    )
+    expected = loss_of(ours, theirs, labels, CONFIG)
+    torch.testing.assert_close(loss_of(convert(ours), convert(theirs), labels, CONFIG), expected)
+
+
+def test_the_loss_is_least_for_a_student_that_equals_its_teacher() -> None:
+    theirs = torch.randn(8, 5)
+    assert loss_of(theirs, theirs, None, CONFIG).item() == pytest.approx(0.0, abs=1e-6)
+    assert loss_of(theirs + torch.randn(8, 5), theirs, None, CONFIG).item() > 0.01
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_option() -> None:
+    module = net()
+    teacher = Teacher(copy.deepcopy(module), blobs())
+    with torch.no_grad():
+        module[4].weight.fill_(float("inf"))
+    with pytest.raises(ModelError, match=r"step 1 of 5.*learning_rate"):
+        finetune(module, teacher, blobs(), CONFIG, steps=5, seed=0)
+
+
+def test_training_without_labels_and_without_a_teacher_is_refused() -> None:
+    with pytest.raises(DataError, match="teacher"):
+        finetune(net(), None, blobs(labelled=False), CONFIG, steps=1, seed=0)
+
+
+def test_all_problems_of_a_config_are_told_at_once() -> None:
+    with pytest.raises(RecipeError, match=r"batch_size=0.*temperature=0"):
+        FineTuneConfig(batch_size=0, temperature=0)
