@@ -11,11 +11,14 @@ import torch
 from compress import models
 from compress.data import Data, load_data, synthetic
 from compress.errors import DataError, ModelError, RecipeError
+from compress.measurement import accuracy, outputs_of
 from compress.recipe import Recipe
-from compress.values import Context, InputSpec, Model, Progress, State
+from compress.values import Context, InputSpec, Model, OnnxModel, Progress, State
 from compress.workspace import fingerprint
 
 logger = logging.getLogger(__name__)
+
+GLANCE = 1000  # samples that tell whether a model has learnt anything
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Opened:
     original: Model | None  # None: the source is ONNX
     state: State  # what the first stage is given
     example: tuple[torch.Tensor, ...]  # two samples of each input, (2, …): real ones where there is data
+    notes: tuple[str, ...]  # what was done to the model, and what looks wrong, one line each, for the report
     identity: str  # sha256 of the model's and the data's bytes and of how they are read
     device: str  # cpu or cuda
 
@@ -86,11 +90,28 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
     example = samples.fetch(samples.indices[:2])[0]
     if source.onnx is not None:
         onnx = replace(source.onnx, inputs=_fitting(source.onnx.inputs, inputs, source, data))
-        return Opened(source, data, None, State(model=None, onnx=onnx), example, identity, device)
+        notes = (*source.notes, *_at_chance(onnx, data))
+        return Opened(source, data, None, State(model=None, onnx=onnx), example, notes, identity, device)
     original = models.bind(source, inputs, example)
     if data is not None and data.classes is not None:
         models.check_labels(original, example, data.classes)
-    return Opened(source, data, original, State(model=original), example, identity, device)
+    notes = (*source.notes, *_at_chance(original, data))
+    return Opened(source, data, original, State(model=original), example, notes, identity, device)
+
+
+def _at_chance(model: Model | OnnxModel, data: Data | None) -> tuple[str, ...]:
+    """A warning where the model is no better than guessing: told now, not after an hour of fine-tuning."""
+    if data is None or data.classes is None or model.task != "classification":
+        return ()
+    found = accuracy(outputs_of(model, data.validation.take(GLANCE)))
+    if found.low > 1 / data.classes:
+        return ()
+    note = (
+        f"the original model is right on {found.value:.1%} of {found.n} validation samples, no better than chance with "
+        f"{data.classes} classes: do --mean, --std and the order of the classes match its training?"
+    )
+    logger.warning("%s", note)
+    return (note,)
 
 
 def _fitting(

@@ -131,4 +131,6 @@ def _skipped(stage: Stage, recipe: Recipe, opened: Opened) -> str | None:
         return opened.source.skips
     if "data" in stage.needs and opened.data is None:
         return "fine-tuning needs data: give --data"
+    if "torch" in stage.needs and opened.original is not None and opened.original.task != "classification":
+        return "fine-tuning needs a classifier, whose first output is (N, C) scores"
     return None

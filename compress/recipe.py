@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from compress.data.options import DataOptions
 from compress.errors import RecipeError
-from compress.measurement.benchmark import BenchmarkConfig
+from compress.measurement.stage import BenchmarkConfig
 from compress.onnx_export import ExportConfig
 from compress.quantization import QuantizeConfig
 from compress.reporting import Objective

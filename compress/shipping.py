@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.measurement import write_zip
+from compress.measurement import members, write_zip
 from compress.measurement.environment import environment
 from compress.opening import Opened
 from compress.recipe import Recipe
@@ -36,10 +36,11 @@ def ship(
         seed=recipe.seed,
         command=command,
         root=workspace.root,
-        notes=opened.source.notes,
+        notes=opened.notes,
     )
     shipped = report.shipped.variant.onnx.path
-    workspace.write("model.onnx", shipped.read_bytes())
+    for name, file in members(shipped).items():
+        workspace.write(name, file.read_bytes())
     write_zip(shipped, workspace.root / "model.onnx.zip")
     for name, content in (opened.data.files if opened.data is not None else {}).items():
         workspace.write(name, content)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compress.data.splits import Data
-    from compress.measurement.benchmark import Measurement
+    from compress.measurement.stage import Measurement
 
 Task = Literal["classification", "other"]
 

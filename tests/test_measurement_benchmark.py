@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_measurement import CLASSES, FEATURES, INPUTS, split, write_linear
 
 from compress.data.splits import Data
 from compress.errors import MeasurementError, RecipeError
 from compress.measurement import BenchmarkConfig, Measurement, benchmark, open_session, zip_bytes
 from compress.values import Context, OnnxModel, Variant
+from tests.test_measurement import CLASSES, FEATURES, INPUTS, split, write_linear
 
 QUICK = BenchmarkConfig(seconds=0.01, min_samples=10, rounds=5, synthetic_samples=64)
 

@@ -138,3 +138,18 @@ def test_the_environment_is_known_without_importing_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"sse4_1", "avx2"}, True),
+        ({"sse4_1", "avx2", "avx512f", "avx512bw"}, True),
+        ({"sse4_1", "avx2", "avx512f", "avx512_vnni"}, False),
+        ({"sse4_1", "avx2", "avx_vnni"}, False),
+        ({"asimd"}, False),
+    ],
+)
+def test_x86_without_vnni_saturates(monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: bool) -> None:
+    monkeypatch.setattr(env, "_cpu", lambda: ("a CPU", frozenset(flags)))
+    assert env.saturates() is expected

@@ -18,12 +18,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from compress import pipeline
+from compress.data import DataOptions, Tokenizer, load_data
 from compress.errors import CompressError, SparsityError, WorkspaceError
 from compress.models.counts import count_weights
+from compress.models.reference import LSTMClassifier
 from compress.pipeline import STAGES, run
 from compress.recipe import Recipe, load_recipe
+from compress.training import FineTuneConfig, finetune
 from compress.values import Context, StageRecord, State
 from tests.conftest import QUICK, tiny_cnn
 
@@ -108,8 +112,6 @@ def test_the_shipped_file_is_the_variant_that_the_verdict_names(finished: Path) 
 
 
 def test_the_accuracy_in_the_report_is_that_of_the_file(finished: Path, digits_file: Path) -> None:
-    from compress.data import DataOptions, load_data
-
     report = report_of(finished)
     shipped = next(v for v in report["variants"] if v["name"] == report["shipped"])
     split = load_data(f"npz:{digits_file}", DataOptions(calibration=64)).test
@@ -328,6 +330,53 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(model_file: Path, digits_fi
         assert child.wait() == 130
     assert "--resume" in rest
     assert "Traceback" not in rest
+
+
+def test_a_model_that_only_guesses_is_told_at_once(
+    quick: Quick, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(1)
+    torch.save(tiny_cnn(), tmp_path / "untrained.pt")
+    run(quick(model=tmp_path / "untrained.pt", skip=("sparsify", "quantize")))
+    assert "no better than chance with 10 classes" in caplog.text
+    assert "no better than chance" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_model_that_is_no_classifier_is_exported_and_quantized_but_not_fine_tuned(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 1)), tmp_path / "regressor.pt")
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32))
+    options = {"data": f"npz:{tmp_path / 'data.npz'}", "out": tmp_path / "run", **QUICK}
+    run(load_recipe(tmp_path / "regressor.pt", options))
+    report = report_of(tmp_path / "run")
+    assert {"baseline-int8-dynamic", "baseline-int8-weights"} <= {v["name"] for v in report["variants"]}
+    skipped = {s["stage"]: s["skipped"] for s in report["stages"]}
+    assert "classifier" in skipped["sparsify"]
+
+
+def test_text_ships_with_its_vocabulary(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    good, bad = ["fine", "great", "lovely"], ["poor", "dull", "bad"]
+    rows = [(" ".join(rng.choice(good if n % 2 else bad, 5)), n % 2) for n in range(300)]
+    (tmp_path / "texts.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    tokenizer = Tokenizer.build([text for text, _ in rows], max_tokens=8)
+    (tmp_path / "vocab.json").write_bytes(tokenizer.to_json())
+    data = load_data(f"csv:{tmp_path / 'texts.csv'}", DataOptions(), beside=tmp_path)
+    torch.manual_seed(0)
+    module = LSTMClassifier(len(tokenizer), embedding=8, hidden=16)
+    finetune(module, None, data.train, FineTuneConfig(batch_size=32, learning_rate=0.02), steps=60, seed=0)
+    torch.save(module.state_dict(), tmp_path / "model.pt")
+    options = {
+        "data": f"csv:{tmp_path / 'texts.csv'}",
+        "factory": "compress.models.reference:LSTMClassifier",
+        "factory_args": {"vocabulary": len(tokenizer), "embedding": 8, "hidden": 16},
+        "out": tmp_path / "run",
+    }
+    run(load_recipe(tmp_path / "model.pt", {**QUICK, **options}))
+    report = report_of(tmp_path / "run")
+    assert report["variants"][0]["accuracy"]["value"] > 0.9
+    assert {"sparse-int8-dynamic", "sparse-int8-weights"} <= {v["name"] for v in report["variants"]}
+    assert Tokenizer.from_json((tmp_path / "run" / "vocab.json").read_bytes()) == tokenizer
 
 
 def test_errors_are_of_one_family() -> None:

@@ -6,7 +6,6 @@ import io
 import zipfile
 from pathlib import Path
 
-import cpuinfo
 import numpy as np
 import onnx
 import onnxruntime
@@ -16,13 +15,14 @@ from torch import from_numpy
 
 from compress.data.splits import Batch, Data, Split
 from compress.errors import QuantizationError, RecipeError
+from compress.measurement.environment import saturates
 from compress.models.counts import count, stored_weights
 from compress.models.onnx_file import read
 from compress.quantization import QuantizeConfig, quantize
 from compress.quantization import integer as integer_module
 from compress.quantization.candidates import candidates, forms
 from compress.quantization.check import check_zeros
-from compress.quantization.cpu import saturates, saturating_layers
+from compress.quantization.cpu import saturating_layers
 from compress.values import Context, InputSpec, OnnxModel, StageRecord, Variant
 
 FLOAT = TensorProto.FLOAT
@@ -436,27 +436,6 @@ def test_the_reduced_range_cannot_saturate(tmp_path: Path) -> None:
         and tensor.data_type == TensorProto.INT8
     )
     assert largest <= 64
-
-
-@pytest.mark.parametrize(
-    ("arch", "flags", "expected"),
-    [
-        ("X86_64", ["avx2"], True),
-        ("X86_64", ["avx2", "avx512f", "avx512bw"], True),
-        ("X86_64", ["avx512_vnni"], False),
-        ("X86_64", ["avx_vnni"], False),
-        ("ARM_8", ["asimd"], False),
-    ],
-)
-def test_x86_without_vnni_saturates(
-    monkeypatch: pytest.MonkeyPatch, arch: str, flags: list[str], expected: bool
-) -> None:
-    monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda: {"arch": arch, "flags": flags})
-    saturates.cache_clear()
-    try:
-        assert saturates() is expected
-    finally:
-        saturates.cache_clear()
 
 
 def test_a_batch_size_of_zero_is_refused() -> None:

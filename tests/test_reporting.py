@@ -225,7 +225,7 @@ def plain() -> dict[str, Any]:
 def test_every_rendering_says_all_that_matters(render: Any, plain: dict[str, Any]) -> None:
     text = render(plain)
     for fact in (
-        "Passed: sparse-int8 ships and loses 0.0000 of accuracy on 1,000 test samples (0.0100 allowed).",
+        "Passed: sparse-int8 ships and loses 0.0000 of accuracy on 1,000 test samples (a drop of 0.0100 is allowed).",
         "40.0 KB became 1.00 KB zipped, 40.0× smaller.",
         "0.9000 [0.8900–0.9100]",
         "500 µs",
@@ -296,6 +296,22 @@ def test_without_latency_there_is_no_latency_chart_and_no_claim() -> None:
     assert html.count("<svg") == 1
     assert "Latency could not be measured." in html
     assert report["verdict"]["speedup"] is None
+
+
+def test_a_gain_is_not_called_a_loss() -> None:
+    text = render_markdown(report_of(BASE, measured("small", 1000, 0.5, test=0.912)).to_dict())
+    assert "small ships and gains 0.0120 of accuracy" in text
+
+
+def test_a_run_that_made_nothing_says_so_and_claims_no_speedup() -> None:
+    text = render_markdown(report_of(BASE).to_dict())
+    assert "Not passed: nothing was made besides baseline-fp32, which ships." in text
+    assert "a speed-up of" not in text
+
+
+@pytest.mark.parametrize("render", [render_markdown, render_html])
+def test_a_run_from_python_has_no_command_to_repeat(render: Any) -> None:
+    assert "started from Python, with seed 7" in render(report_of(BASE, command="").to_dict())
 
 
 def test_names_cannot_break_out_of_the_html_nor_of_a_table(plain: dict[str, Any]) -> None:

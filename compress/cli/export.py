@@ -37,7 +37,7 @@ def export(model: Path, out: Path, **options: Any) -> int:
             raise ModelError(f"{model} is an ONNX file already. See `compress quantize`.")
         context = opened.context(out.parent, recipe, display)
         onnx, record = run_stage(opened.original, recipe.export, context, file_name=out.name)
-    for note in (*opened.source.notes, *record.notes):
+    for note in (*opened.notes, *record.notes):
         say(note)
     say(f"{onnx.path}: {onnx.path.stat().st_size:,} bytes, opset {onnx.opset}, parity {record.figures['parity']:.2e}.")
     return 0

@@ -12,14 +12,11 @@ import click
 if TYPE_CHECKING:
     from compress.recipe import Recipe
 
-# Generic for type checkers alone: click before 8.5 cannot be subscripted.
-_ParamType = click.ParamType[Any] if TYPE_CHECKING else click.ParamType
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
 
 
-class Numbers(_ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # click before 8.5 cannot be subscripted
     """Numbers separated by commas."""
 
     name = "N,N,…"
@@ -36,7 +33,7 @@ class Numbers(_ParamType):
             self.fail(f"{value!r} is not a list of numbers such as 1,8", param, ctx)
 
 
-class Words(_ParamType):
+class Words(click.ParamType):  # type: ignore[type-arg]  # click before 8.5 cannot be subscripted
     """Words separated by commas."""
 
     name = "NAME,NAME,…"
@@ -45,7 +42,7 @@ class Words(_ParamType):
         return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
 
 
-class Json(_ParamType):
+class Json(click.ParamType):  # type: ignore[type-arg]  # click before 8.5 cannot be subscripted
     """A JSON object."""
 
     name = "JSON"
@@ -54,7 +51,7 @@ class Json(_ParamType):
         if isinstance(value, dict):
             return value
         try:
-            parsed = json.loads(value)
+            parsed: Any = json.loads(value)
         except ValueError as error:
             self.fail(f"not JSON: {error}", param, ctx)
         if not isinstance(parsed, dict):

@@ -1,9 +1,9 @@
 """Measuring models: answers, bytes and latency."""
 
 from compress.measurement.accuracy import Accuracy, Outputs, Score, accuracy, drop, fidelity, outputs_of, score, top1
-from compress.measurement.benchmark import BenchmarkConfig, Measurement, benchmark
 from compress.measurement.sessions import PROVIDERS, open_session
-from compress.measurement.size import raw_bytes, write_zip, zip_bytes, zip_to_bytes
+from compress.measurement.size import members, raw_bytes, write_zip, zip_bytes, zip_to_bytes
+from compress.measurement.stage import BenchmarkConfig, Measurement, benchmark
 from compress.measurement.timing import Ratio, Timing, interleave, speedup
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "drop",
     "fidelity",
     "interleave",
+    "members",
     "open_session",
     "outputs_of",
     "raw_bytes",

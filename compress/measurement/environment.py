@@ -77,6 +77,12 @@ def environment(threads: int) -> dict[str, Any]:
     }
 
 
+def saturates() -> bool:
+    """Whether int8 products may saturate here: on x86 without VNNI, where two of them are added in 16 bits."""
+    isa = _isa(_cpu()[1])
+    return "sse4.1" in isa and "vnni" not in isa
+
+
 def available_threads() -> int:
     """Cores that this process may really use: the smaller of its affinity and its cgroup's quota, at least 1."""
     quota = _quota(_CGROUPS, _OWN_CGROUP)
@@ -232,8 +238,7 @@ def _cuda_on_one_side() -> Trouble | None:
 
 
 def _no_vnni() -> Trouble | None:
-    isa = _isa(_cpu()[1])
-    if "avx2" not in isa or "vnni" in isa:
+    if not saturates():
         return None
     return Trouble(
         "This CPU has no VNNI: sums of int8 products saturate at 16 bits, and int8 is hardly faster than float.",

@@ -20,12 +20,12 @@ _UNIX = 3
 
 def raw_bytes(path: Path) -> int:
     """Bytes of an ONNX file and of the external data that it names."""
-    return sum(file.stat().st_size for file in _members(path).values())
+    return sum(file.stat().st_size for file in members(path).values())
 
 
 def zip_bytes(path: Path) -> int:
     """Bytes of the zip that would ship: see `write_zip`."""
-    return len(zip_to_bytes(_members(path)))
+    return len(zip_to_bytes(members(path)))
 
 
 def write_zip(path: Path, target: Path) -> None:
@@ -34,7 +34,7 @@ def write_zip(path: Path, target: Path) -> None:
     Raises:
         WorkspaceError: the target cannot be written.
     """
-    write_atomically(target, zip_to_bytes(_members(path)))
+    write_atomically(target, zip_to_bytes(members(path)))
 
 
 def zip_to_bytes(members: Mapping[str, Path]) -> bytes:
@@ -50,7 +50,7 @@ def zip_to_bytes(members: Mapping[str, Path]) -> bytes:
     return buffer.getvalue()
 
 
-def _members(path: Path) -> dict[str, Path]:
+def members(path: Path) -> dict[str, Path]:
     """The files that make up a model, by their name in its zip.
 
     Raises:
@@ -60,7 +60,7 @@ def _members(path: Path) -> dict[str, Path]:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:  # protobuf has its own error tree in each of its implementations
         raise MeasurementError(f"{path} cannot be read as ONNX: {error}. Export the model again.") from error
-    members = {SHIPPED_NAME: path}
+    found = {SHIPPED_NAME: path}
     for location in {_location(tensor) for tensor in _tensors(graph)} - {None}:
         assert location is not None
         file = path.parent / location
@@ -69,8 +69,8 @@ def _members(path: Path) -> dict[str, Path]:
             raise MeasurementError(
                 f"{path} keeps weights in {location!r}, which is not a file in its folder. Put it beside the model."
             )
-        members[location] = file
-    return members
+        found[location] = file
+    return found
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

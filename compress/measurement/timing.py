@@ -146,7 +146,8 @@ def speedup(baseline: Timing, variant: Timing) -> Ratio:
     """Baseline p50 / variant p50, with an interval from resampling the rounds that both took part in.
 
     Samples of one round are not independent of each other, rounds nearly are: whole rounds are drawn, the same for
-    both, since they share what disturbed them (a paired block bootstrap).
+    both, since they share what disturbed them (a paired block bootstrap). The interval does not cover what is fixed
+    when a session is made, such as where its memory lies: a file beside itself differs by up to 0.3 %.
 
     Raises:
         MeasurementError: one of them has no numbers, or they were not timed in the same rounds.

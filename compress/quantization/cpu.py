@@ -1,26 +1,13 @@
-"""What the CPU's int8 kernels do to large products, and which layers it can hurt."""
+"""Which layers the int8 kernels of some CPUs can hurt."""
 
 from __future__ import annotations
 
-from functools import cache
-
-import cpuinfo
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 _INT16_MAX = 32767
 _UINT8_MAX = 255
-
-
-@cache
-def saturates() -> bool:
-    """Whether int8 products may saturate here: on x86 without VNNI, where two of them are added in 16 bits."""
-    info = cpuinfo.get_cpu_info()
-    if not str(info.get("arch", "")).startswith("X86"):
-        return False
-    flags = {flag.replace("_", "") for flag in info.get("flags", ())}
-    return not flags & {"avx512vnni", "avxvnni"}
 
 
 def saturating_layers(proto: onnx.ModelProto) -> tuple[str, ...]:

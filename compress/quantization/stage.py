@@ -13,12 +13,13 @@ import onnx
 from compress.data.examples import EXAMPLES, examples
 from compress.errors import QuantizationError, RecipeError
 from compress.files import write_atomically
+from compress.measurement.environment import saturates
 from compress.models.onnx_file import Array, first_line, opset, read, run, serialize, strip
 from compress.quantization.calibration import SplitReader
 from compress.quantization.candidates import Candidate, Choice, Form, candidates, forms
 from compress.quantization.check import Batches, batches, check_runs, check_zeros
 from compress.quantization.compact import compact
-from compress.quantization.cpu import saturates, saturating_layers
+from compress.quantization.cpu import saturating_layers
 from compress.quantization.integer import is_quantized, quantize_dynamic_range, quantize_static_qdq
 from compress.quantization.weights import quantize_remaining_weights, quantize_weights
 from compress.values import Context, OnnxModel, StageRecord, Variant

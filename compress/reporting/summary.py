@@ -47,14 +47,17 @@ def verdict_sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
     verdict, variants = report["verdict"], {variant["name"]: variant for variant in report["variants"]}
     baseline, shipped = report["variants"][0], variants[report["shipped"]]
     name, figure, samples = report["shipped"], verdict["measured_in"], fmt.count(report["data"]["test"])
-    lost = f"{fmt.fraction(verdict['drop'])} of {figure} on {samples} test samples"
-    allowed = f"{fmt.fraction(verdict['max_drop'])} allowed"
+    verb = "gains" if verdict["drop"] < 0 else "loses"
+    lost = f"{verb} {fmt.fraction(abs(verdict['drop']))} of {figure} on {samples} test samples"
+    allowed = f"a drop of {fmt.fraction(verdict['max_drop'])} is allowed"
     if verdict["passed"]:
-        first = f"Passed: {name} ships and loses {lost} ({allowed})."
+        first = f"Passed: {name} ships and {lost} ({allowed})."
+    elif len(variants) == 1:
+        first = f"Not passed: nothing was made besides {name}, which ships."
     elif not verdict["met"]:
         first = f"Not passed: no variant kept its {figure} on validation ({allowed}), so {name} ships."
     else:
-        first = f"Not passed: {name} was within the budget on validation, but loses {lost} ({allowed})."
+        first = f"Not passed: {name} was within the budget on validation, but {lost} ({allowed})."
     sizes = (
         f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(shipped['zip_bytes'])} zipped, "
         f"{fmt.ratio(verdict['zip_ratio'])} smaller."
@@ -67,11 +70,12 @@ def _latency_sentence(report: Mapping[str, Any], baseline: Entry, shipped: Entry
     if number is None or shipped["latency"][number]["speedup"] is None:
         return ("Latency could not be measured.",)
     ours, theirs = shipped["latency"][number], baseline["latency"][number]
-    gain = ours["speedup"]
+    gain, where = ours["speedup"], f"({ours['provider']}, batch {ours['batch']}, threads {ours['threads']})"
+    if shipped is baseline:
+        return (f"p50 is {fmt.duration(ours['p50_ms'])} {where}.",)
     return (
         f"p50 went from {fmt.duration(theirs['p50_ms'])} to {fmt.duration(ours['p50_ms'])}, "
-        f"a speed-up of {fmt.ratio(gain['value'])} [{interval(gain)}] "
-        f"({ours['provider']}, batch {ours['batch']}, threads {ours['threads']}).",
+        f"a speed-up of {fmt.ratio(gain['value'])} [{interval(gain)}] {where}.",
     )
 
 

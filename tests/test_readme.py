@@ -1,0 +1,88 @@
+"""README's commands, run as they are written there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from compress.cli import main
+from compress.demo import train_digits
+from compress.recipe import load_recipe
+
+README = Path(__file__).parent.parent / "README.md"
+NET = """
+from torch import nn
+
+def Net(hidden):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+"""
+# What a newcomer would not mind waiting for, cut short.
+QUICK = """
+[sparsify]
+rounds = 1
+start = 0.5
+min_steps = 60
+epochs = 1.0
+[benchmark]
+seconds = 0.05
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("bash") for line in block.splitlines() if line.startswith("compress ")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with the files that README's commands name."""
+    monkeypatch.chdir(tmp_path)
+    train_digits(tmp_path / "model.pt")
+    (tmp_path / "compress.toml").write_text(QUICK)
+    (tmp_path / "net.py").write_text(NET)
+    weights = {"1.weight": torch.randn(48, 64), "1.bias": torch.zeros(48)}
+    torch.save({**weights, "3.weight": torch.randn(10, 48), "3.bias": torch.zeros(10)}, tmp_path / "weights.pt")
+    digits = load_digits()
+    np.savez(tmp_path / "digits.npz", x=digits.images.astype(np.float32)[:, None], y=digits.target)
+    return tmp_path
+
+
+def test_every_command_of_the_readme_runs_as_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = commands()
+    assert len(listed) >= 9
+    for command in listed:
+        with pytest.raises(SystemExit) as left:
+            main(shlex.split(command)[1:])
+        # 3: a model of random weights need not keep its accuracy.
+        allowed = (0, 3) if "weights.pt" in command else (0,)
+        assert (left.value.code or 0) in allowed, f"{command}\n{capsys.readouterr()}"
+
+
+def test_the_python_of_the_readme_runs_as_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert "zip_ratio" in capsys.readouterr().out
+
+
+def test_the_options_of_the_readme_are_known(tmp_path: Path) -> None:
+    (tmp_path / "compress.toml").write_text("\n".join(blocks("toml")))
+    assert load_recipe(tmp_path / "model.pt").sparsify.rounds == 5
+
+
+def test_every_field_in_the_tables_of_the_readme_has_the_default_that_it_says() -> None:
+    recipe = load_recipe(Path("nowhere/model.pt"))
+    assert (recipe.sparsify.start, recipe.sparsify.rounds, recipe.sparsify.epochs) == (0.9, 4, 3.0)
+    assert (recipe.sparsify.min_steps, recipe.sparsify.budget, recipe.sparsify.ramp) == (400, 0.5, 0.6)
+    assert recipe.sparsify.sparsity is None
+    text = README.read_text()
+    for row in ("| 0.9 |", "| 4, 3.0, 400 |", "| 0.5 |", "| 0.6 |"):
+        assert row in text
