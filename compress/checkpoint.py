@@ -65,11 +65,7 @@ def restore(before: State, stored: dict[str, Any], directory: Path) -> tuple[Sta
 
 def _file(onnx: OnnxModel | None, directory: Path) -> dict[str, Any]:
     assert onnx is not None
-    return {
-        # A file that lies elsewhere is the user's own ONNX model: named by its whole path.
-        "file": onnx.path.name if onnx.path.parent == directory else str(onnx.path.resolve()),
-        "opset": onnx.opset,
-    }
+    return {"file": onnx.path.relative_to(directory).as_posix(), "opset": onnx.opset}
 
 
 def _onnx(stored: dict[str, Any], directory: Path, before: State) -> OnnxModel:

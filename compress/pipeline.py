@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from compress.checkpoint import restore, save
-from compress.measurement import benchmark
+from compress.files import write_atomically
+from compress.measurement import SHIPPED_NAME, benchmark, members
 from compress.onnx_export import export
 from compress.opening import Opened, open_inputs
 from compress.quantization import quantize
@@ -45,9 +46,12 @@ class Stage:
 def _baseline(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
     if state.model is None:
         assert state.onnx is not None
+        for name, file in members(state.onnx.path).items():
+            write_atomically(context.directory / name, file.read_bytes())
+        onnx = replace(state.onnx, path=context.directory / SHIPPED_NAME)
         record = StageRecord("baseline", {}, 0.0, notes=("the model came as ONNX and is the baseline as it is",))
-        return replace(state, variants=(Variant("baseline-fp32", "baseline", state.onnx),)), record
-    onnx, record = export(state.model, recipe.export, context)
+    else:
+        onnx, record = export(state.model, recipe.export, context)
     variants = (Variant("baseline-fp32", "baseline", onnx),)
     return replace(state, onnx=onnx, variants=variants), replace(record, stage="baseline")
 
@@ -105,9 +109,8 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
     for stage in STAGES:
         config = getattr(recipe, stage.name, None) or recipe.export
         reason = _skipped(stage, recipe, opened)
-        previous = fingerprint(
-            previous=previous, config=config, seed=recipe.seed, max_drop=recipe.max_drop, reason=reason
-        )
+        budget = recipe.max_drop if "torch" in stage.needs else None
+        previous = fingerprint(previous=previous, config=config, seed=recipe.seed, max_drop=budget, reason=reason)
         stored = workspace.finished(stage.directory, previous) if recipe.resume else None
         if stored is None:
             directory = workspace.begin(stage.directory)

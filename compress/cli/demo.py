@@ -26,12 +26,15 @@ def demo(out: Path, seed: int, overwrite: bool) -> int:
     Example:
       compress demo --out demo
     """
+    import torch
+
     from compress.cli.results import show_report
     from compress.demo import train_digits
     from compress.pipeline import run
     from compress.recipe import load_recipe
     from compress.workspace import Workspace
 
+    torch.set_num_threads(1)  # so small a model is trained sooner than several threads have agreed on their shares
     run_directory = out / "compressed"
     Workspace.open(run_directory, overwrite=overwrite)
     with Display() as display:

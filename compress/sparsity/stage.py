@@ -100,11 +100,15 @@ def sparsify(model: Model, config: SparsifyConfig, context: Context) -> tuple[Mo
     seconds = time.perf_counter() - started
     plain = dataclasses.asdict(config)
     if search.best is None:
-        tried = ", ".join(f"{r.sparsity:.1%} dropped {r.drop:.4f}" for r in search.rounds)
+        tried = ", ".join(f"{r.sparsity:.2%} dropped {r.drop:.4f}" for r in search.rounds)
         reason = f"no sparsity stayed within {search.allowed:.4f} on validation ({tried})"
         return model, StageRecord("sparsify", plain, seconds, figures, skipped=reason)
-    note = f"{search.best_sparsity:.1%} of the weights are zero: smaller when zipped, no faster"
-    return dataclasses.replace(model, module=search.best), StageRecord("sparsify", plain, seconds, figures, (note,))
+    notes = (
+        f"{search.best_sparsity:.2%} of the weights are zero: smaller when zipped, no faster",
+        f"drops on validation, {search.allowed:.4f} allowed: "
+        + ", ".join(f"{r.drop:+.4f} at {r.sparsity:.2%}" for r in search.rounds),
+    )
+    return dataclasses.replace(model, module=search.best), StageRecord("sparsify", plain, seconds, figures, notes)
 
 
 class _Search:
