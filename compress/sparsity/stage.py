@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # The masks follow the cubic schedule in this many steps: a ranking of all weights costs more than a step of a large
 # model, and accuracy does not tell 40 small cuts from 400.
 CUTS = 40
+REACHED = 1e-3  # closer to a sparsity than this is there: the number of weights is whole
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,12 @@ def sparsify(model: Model, config: SparsifyConfig, context: Context) -> tuple[Mo
         raise SparsityError("sparsify fine-tunes, so it needs a torch model and data: give --data.")
     search = _Search(model, config, context)
     for number in range(config.rounds):
-        target = search.next_target()
+        target = next_sparsity(search.best_sparsity, search.failed, config)
         if target is None:
             break
         search.run_round(target, number)
     figures = {
-        "sparsity": search.best_sparsity,
+        "sparsity": search.best_sparsity or 0.0,
         "weights": sum(p.numel() for p in sparsifiable(model.module, config.keep).values()),
         "rounds": [dataclasses.asdict(r) for r in search.rounds],
     }
@@ -111,8 +112,30 @@ def sparsify(model: Model, config: SparsifyConfig, context: Context) -> tuple[Mo
     return dataclasses.replace(model, module=search.best), StageRecord("sparsify", plain, seconds, figures, notes)
 
 
+def next_sparsity(best: float | None, failed: float | None, config: SparsifyConfig) -> float | None:
+    """Which sparsity to try: bisection over density (1 - sparsity) on a logarithmic scale.
+
+    Args:
+        best: The highest sparsity that was within the budget; None before the first.
+        failed: The lowest that was not; None before the first.
+
+    Returns:
+        The next sparsity, or None where another round cannot tell more.
+    """
+    kept = best or 0.0
+    if config.sparsity is not None and kept >= config.sparsity - REACHED:
+        return None
+    if failed is None and best is None:
+        return config.sparsity if config.sparsity is not None else config.start
+    if failed is None:
+        return 1 - (1 - kept) / 2
+    middle = 1 - math.sqrt((1 - kept) * (1 - failed))
+    # Less than a tenth of the remaining weights is less than quantization takes off the bytes of a weight.
+    return middle if (1 - kept) / (1 - middle) > 1.1 else None
+
+
 class _Search:
-    """Bisection over density (1 - sparsity) on a logarithmic scale."""
+    """The rounds so far, and the best model among them."""
 
     def __init__(self, model: Model, config: SparsifyConfig, context: Context) -> None:
         assert context.data is not None
@@ -121,27 +144,14 @@ class _Search:
         self.dense = model
         self.allowed = config.budget * context.max_drop
         self.best: nn.Module | None = None
-        self.best_sparsity = 0.0
+        self.best_sparsity: float | None = None
+        self.failed: float | None = None  # the lowest sparsity that was outside the budget
         self.rounds: list[Round] = []
-        self._failed: float | None = None  # the lowest sparsity that was outside the budget
         self._teacher = Teacher(
             copy.deepcopy(context.original.module), self.data.train, device=context.device, progress=context.progress
         )
         self._reference = outputs_of(context.original, self.data.validation)
         self._baseline: Accuracy = score(self._reference, self._reference)
-
-    def next_target(self) -> float | None:
-        """The sparsity to try next, or None where another round cannot tell more."""
-        config = self.config
-        if config.sparsity is not None and self.best_sparsity >= config.sparsity - 1e-9:
-            return None
-        if self._failed is None:
-            if self.best is None:
-                return config.sparsity if config.sparsity is not None else config.start
-            return 1 - (1 - self.best_sparsity) / 2
-        middle = 1 - math.sqrt((1 - self.best_sparsity) * (1 - self._failed))
-        # Less than a tenth of the remaining weights is less than the bytes of a rounding in quantization.
-        return middle if (1 - self.best_sparsity) / (1 - middle) > 1.1 else None
 
     def run_round(self, target: float, number: int) -> None:
         module = copy.deepcopy(self.best if self.best is not None else self.dense.module)
@@ -157,14 +167,14 @@ class _Search:
             steps=steps,
             seed=self.context.seed * 1000 + number,
             device=self.context.device,
-            after_step=_Masking(module, self.config, self.best_sparsity, target, steps),
+            after_step=Masking(module, self.config, self.best_sparsity or 0.0, target, steps),
             progress=self.context.progress,
             label=label,
         )
         outcome: Outputs = outputs_of(dataclasses.replace(self.dense, module=module), self.data.validation)
         lost = drop(score(outcome, self._reference), self._baseline)
         reached = sparsity_of(sparsifiable(module, self.config.keep))
-        if reached < target - 1e-3:
+        if reached < target - REACHED:
             raise SparsityError(f"sparsity {target:.4f} was asked for, but only {reached:.4f} of the weights are zero.")
         within = lost <= self.allowed + 1e-9
         self.rounds.append(Round(reached, lost, loss, steps, within))
@@ -172,10 +182,10 @@ class _Search:
         if within:
             self.best, self.best_sparsity = module, reached
         else:
-            self._failed = target if self._failed is None else min(self._failed, target)
+            self.failed = target if self.failed is None else min(self.failed, target)
 
 
-class _Masking:
+class Masking:
     """Called after every optimizer step: raises sparsity on schedule and holds the zeros."""
 
     def __init__(self, module: nn.Module, config: SparsifyConfig, start: float, target: float, steps: int) -> None:
@@ -187,8 +197,10 @@ class _Masking:
         self._masks: Masks = {}
 
     def __call__(self, step: int) -> None:
+        # First of all: momentum has moved the zeros, and a ranking of what it made of them would bring some back.
+        apply_masks(self._parameters, self._masks)
         due = step % self._every == 0 or step == self._ramp
         if step <= self._ramp and (due or not self._masks):
             sparsity = cubic(step, self._ramp, self._start, self._target)
             self._masks = make_masks(self._parameters, sparsity, self._score)
-        apply_masks(self._parameters, self._masks)
+            apply_masks(self._parameters, self._masks)
