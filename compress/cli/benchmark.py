@@ -11,7 +11,7 @@ from compress.cli.console import Display
 from compress.cli.options import benchmark_options, data_options, recipe_from, recipe_options
 
 
-@click.command()
+@click.command(short_help="Measure ONNX files side by side.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @data_options()
 @benchmark_options()

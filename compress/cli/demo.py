@@ -9,7 +9,7 @@ import click
 from compress.cli.console import Display, say
 
 
-@click.command()
+@click.command(short_help="Train and compress a small model.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -7,7 +7,7 @@ import click
 from compress.cli.console import say
 
 
-@click.command()
+@click.command(short_help="Versions, CPU, providers, known troubles.")
 def doctor() -> int:
     """Print versions, CPU, usable execution providers, and each known trouble with its mend.
 

@@ -11,7 +11,7 @@ from compress.cli.console import Display, say
 from compress.cli.options import data_options, model_options, output_option, recipe_from, recipe_options
 
 
-@click.command()
+@click.command(short_help="Write a float ONNX file, checked.")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options()
 @output_option("model.onnx", "The ONNX file.")

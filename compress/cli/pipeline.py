@@ -20,7 +20,7 @@ from compress.cli.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Compress a model, end to end, with a report.")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options()
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory. [default: compressed]")

@@ -12,7 +12,7 @@ from compress.cli.console import Display, say, show_table
 from compress.cli.options import data_options, model_options, output_option, recipe_from, recipe_options
 
 
-@click.command()
+@click.command(short_help="Write int8 ONNX files.")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options()
 @output_option("quantized", "Directory for the int8 ONNX files.", directory=True)

@@ -18,7 +18,7 @@ from compress.cli.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Make weights zero, within the budget.")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options()
 @output_option("sparse.safetensors", "The sparse weights, a safetensors file.")
