@@ -66,13 +66,8 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
         trust=recipe.trust,
         trust_pickle=recipe.trust_pickle,
     )
-    data = None
-    if recipe.data is not None:
-        progress("reading the data", 0, 0)
-        options = recipe.preprocess
-        if options.channels is None and source.module is not None and not recipe.data.startswith(("csv:", "python:")):
-            options = replace(options, channels=_image_channels(source))
-        data = load_data(recipe.data, options, beside=recipe.model.parent)
+    progress("reading the data", 0, 0)
+    data = _read_data(recipe, source)
     inputs = data.inputs if data is not None else recipe.input_specs() or source.inputs
     if not inputs:
         raise RecipeError(
@@ -97,6 +92,16 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
         models.check_labels(original, example, data.classes)
     notes = (*source.notes, *_at_chance(original, data))
     return Opened(source, data, original, State(model=original), example, notes, identity, device)
+
+
+def _read_data(recipe: Recipe, source: models.Source) -> Data | None:
+    """The data, its images with the channels that the model takes; None where the recipe names none."""
+    if recipe.data is None:
+        return None
+    options = recipe.preprocess
+    if options.channels is None and source.module is not None and not recipe.data.startswith(("csv:", "python:")):
+        options = replace(options, channels=_image_channels(source))
+    return load_data(recipe.data, options, beside=recipe.model.parent)
 
 
 def _at_chance(model: Model | OnnxModel, data: Data | None) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
     return run
 
 
-def refused(outcome: Outcome, *words: str) -> None:
+def check_refused(outcome: Outcome, *words: str) -> None:
     """An error that names what the user needs, in one or two lines, with exit status 1."""
     assert outcome.status == 1, outcome
     assert "Traceback" not in outcome.err
@@ -99,17 +99,17 @@ def test_a_file_that_is_no_model_is_refused_with_what_it_is(
     content: bytes, words: tuple[str, ...], call: Call, tmp_path: Path
 ) -> None:
     path = broken(tmp_path, "model.pt", content)
-    refused(call("pipeline", path, "--data", "digits"), "model.pt", *words)
+    check_refused(call("pipeline", path, "--data", "digits"), "model.pt", *words)
     assert not (tmp_path / "compressed").exists()
 
 
 def test_a_missing_file_is_refused(call: Call) -> None:
-    refused(call("pipeline", "none.pt", "--data", "digits"), "none.pt")
+    check_refused(call("pipeline", "none.pt", "--data", "digits"), "none.pt")
 
 
 def test_a_state_dict_without_a_factory_is_refused_with_the_option(call: Call, tmp_path: Path) -> None:
     path = broken(tmp_path, "weights.pt", pickled(tiny_cnn().state_dict()))
-    refused(call("pipeline", path, "--data", "digits"), "weights.pt", "--factory", "0.weight")
+    check_refused(call("pipeline", path, "--data", "digits"), "weights.pt", "--factory", "0.weight")
 
 
 def test_a_factory_that_does_not_fit_is_refused_with_the_keys(call: Call, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_factory_that_does_not_fit_is_refused_with_the_keys(call: Call, tmp_pa
         "from torch import nn\ndef Net(): return nn.Sequential(nn.Linear(64, 10), nn.ReLU(), nn.Linear(3, 3))\n"
     )
     path = broken(tmp_path, "weights.pt", pickled(tiny_cnn().state_dict()))
-    refused(
+    check_refused(
         call("pipeline", path, "--data", "digits", "--factory", "./net.py:Net"),
         "missing 2: 2.weight",
         "unexpected",
@@ -131,7 +131,7 @@ class Mine(nn.Linear):
 
 def test_a_class_that_is_not_to_be_trusted_is_refused_with_the_option(call: Call, tmp_path: Path) -> None:
     path = broken(tmp_path, "mine.pt", pickled(Mine(64, 10)))
-    refused(call("pipeline", path, "--data", "digits"), "tests.test_cli.Mine", "--trust")
+    check_refused(call("pipeline", path, "--data", "digits"), "tests.test_cli.Mine", "--trust")
 
 
 class Evil:
@@ -142,7 +142,7 @@ class Evil:
 @pytest.mark.parametrize("form", ["zip", "bare"])
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(form: str, call: Call, tmp_path: Path) -> None:
     content = pickled(Evil()) if form == "zip" else pickle.dumps(Evil())
-    refused(call("pipeline", broken(tmp_path, "evil.pt", content), "--data", "digits"), "evil.pt")
+    check_refused(call("pipeline", broken(tmp_path, "evil.pt", content), "--data", "digits"), "evil.pt")
     assert not (tmp_path / "it-ran").exists()
 
 
@@ -153,35 +153,37 @@ def save_npz(tmp_path: Path, x: np.ndarray, y: np.ndarray | None) -> str:
 
 def test_channels_last_data_is_recognised(call: Call, tmp_path: Path, model_file: Path) -> None:
     data = save_npz(tmp_path, np.zeros((60, 8, 8, 1), np.float32), np.arange(60) % 10)
-    refused(call("pipeline", model_file, "--data", data), "(8, 8, 1)", "transpose(0, 3, 1, 2)")
+    check_refused(call("pipeline", model_file, "--data", data), "(8, 8, 1)", "transpose(0, 3, 1, 2)")
 
 
 def test_a_wrong_input_size_is_refused_with_both_sizes(call: Call, tmp_path: Path, model_file: Path) -> None:
     data = save_npz(tmp_path, np.zeros((60, 1, 12, 12), np.float32), np.arange(60) % 10)
-    refused(call("pipeline", model_file, "--data", data), "128")
+    check_refused(call("pipeline", model_file, "--data", data), "128")
 
 
 def test_nan_in_the_weights_is_refused_with_the_tensor(call: Call, tmp_path: Path) -> None:
     module = tiny_cnn()
     with torch.no_grad():
         module[6].weight[3, 5] = float("nan")
-    refused(call("pipeline", broken(tmp_path, "nan.pt", pickled(module)), "--data", "digits"), "nan.pt", "6.weight")
+    check_refused(
+        call("pipeline", broken(tmp_path, "nan.pt", pickled(module)), "--data", "digits"), "nan.pt", "6.weight"
+    )
 
 
 def test_nan_in_the_data_is_refused_with_the_sample(call: Call, tmp_path: Path, model_file: Path) -> None:
     x = np.zeros((60, 1, 8, 8), np.float32)
     x[17] = np.nan
-    refused(call("pipeline", model_file, "--data", save_npz(tmp_path, x, np.arange(60) % 10)), "17", "NaN")
+    check_refused(call("pipeline", model_file, "--data", save_npz(tmp_path, x, np.arange(60) % 10)), "17", "NaN")
 
 
 def test_empty_data_is_refused(call: Call, tmp_path: Path, model_file: Path) -> None:
     data = save_npz(tmp_path, np.zeros((0, 1, 8, 8), np.float32), np.zeros(0, np.int64))
-    refused(call("pipeline", model_file, "--data", data), "data.npz")
+    check_refused(call("pipeline", model_file, "--data", data), "data.npz")
 
 
 def test_labels_outside_the_classes_are_refused(call: Call, tmp_path: Path, model_file: Path) -> None:
     data = save_npz(tmp_path, np.zeros((60, 1, 8, 8), np.float32), np.arange(60) % 12)
-    refused(call("pipeline", model_file, "--data", data), "11", "10")
+    check_refused(call("pipeline", model_file, "--data", data), "11", "10")
 
 
 def test_a_model_whose_control_flow_depends_on_data_is_refused(call: Call, tmp_path: Path, digits_file: Path) -> None:
@@ -195,7 +197,7 @@ def test_a_model_whose_control_flow_depends_on_data_is_refused(call: Call, tmp_p
     path = broken(tmp_path, "weights.pt", pickled(nn.Sequential()))
     torch.manual_seed(0)
     torch.save({"fc.weight": torch.randn(10, 64), "fc.bias": torch.zeros(10)}, path)
-    refused(call("pipeline", path, "--factory", "./net.py:Net", "--data", f"npz:{digits_file}", *FAST), "depend")
+    check_refused(call("pipeline", path, "--factory", "./net.py:Net", "--data", f"npz:{digits_file}", *FAST), "depend")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -217,13 +219,13 @@ def test_no_space_left_is_told_and_leaves_no_half_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    refused(call("pipeline", model_file, "--data", f"npz:{digits_file}", "--out", "run"), "No space left")
+    check_refused(call("pipeline", model_file, "--data", f"npz:{digits_file}", "--out", "run"), "No space left")
     assert [p for p in (tmp_path / "run").rglob("*") if p.is_file()] == []
 
 
 def test_an_out_that_cannot_be_written_is_told(call: Call, model_file: Path, digits_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(call("pipeline", model_file, "--data", f"npz:{digits_file}", "--out", "file/run"), "file/run")
+    check_refused(call("pipeline", model_file, "--data", f"npz:{digits_file}", "--out", "file/run"), "file/run")
 
 
 def test_debug_shows_the_traceback(call: Call, tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_a_defect_is_told_as_one(call: Call, monkeypatch: pytest.MonkeyPatch) ->
         raise KeyError("inner")
 
     monkeypatch.setattr("compress.recipe.load_recipe", defect)
-    refused(call("pipeline", "model.pt"), "KeyError", "defect of compress")
+    check_refused(call("pipeline", "model.pt"), "KeyError", "defect of compress")
 
 
 def test_the_bare_command_works_with_a_compress_toml_beside_the_model(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -82,14 +83,10 @@ def finetune(
     restore = distilling_mode(student) if teacher is not None else student.train
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config.warm_up))
-    generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # layers that draw their own noise have no generator argument
     losses: list[float] = []
-    order = torch.empty(0, dtype=torch.int64)
-    for step in range(1, steps + 1):
-        if len(order) < min(config.batch_size, len(split)):
-            order = torch.cat([order, torch.randperm(len(split), generator=generator)])
-        positions, order = order[: config.batch_size], order[config.batch_size :]
+    batches = islice(_batches(len(split), config.batch_size, torch.Generator().manual_seed(seed)), steps)
+    for step, positions in enumerate(batches, start=1):
         inputs, labels = split.fetch(split.indices[positions.numpy()])
         outputs = student(*(x.to(device) for x in inputs))
         theirs = teacher.outputs(positions, inputs) if teacher is not None else None
@@ -111,6 +108,16 @@ def finetune(
     student.to("cpu").eval()
     tail = losses[-max(1, steps // 10) :]
     return sum(tail) / len(tail)
+
+
+def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Positions of the samples of each step, without end: one permutation after another, none cut short at its end."""
+    order = torch.empty(0, dtype=torch.int64)
+    while True:
+        if len(order) < min(size, count):
+            order = torch.cat([order, torch.randperm(count, generator=generator)])
+        yield order[:size]
+        order = order[size:]
 
 
 def distilling_mode(module: nn.Module) -> Callable[[], None]:
