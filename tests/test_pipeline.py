@@ -320,7 +320,12 @@ def test_stages_leave_the_model_they_were_given_as_it_was(model_file: Path, digi
 def test_a_run_that_is_interrupted_says_how_to_go_on(model_file: Path, digits_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "compress", "pipeline", str(model_file), "--data", f"npz:{digits_file}"]
     command += ["--out", str(tmp_path / "run"), "--set", "sparsify.min_steps=100000"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+
+    def hear() -> None:
+        """A shell that runs the tests in the background has them, and what they start, ignore interrupts."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear) as child:
         assert child.stderr is not None
         for line in child.stderr:
             if line.startswith("sparsify"):
