@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from compress import models
+from compress import __version__, models
 from compress.data import Data, load_data, synthetic
 from compress.errors import DataError, ModelError, RecipeError
 from compress.measurement import accuracy, outputs_of
@@ -66,8 +66,7 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
         trust=recipe.trust,
         trust_pickle=recipe.trust_pickle,
     )
-    progress("reading the data", 0, 0)
-    data = _read_data(recipe, source)
+    data = _read_data(recipe, source, progress)
     inputs = data.inputs if data is not None else recipe.input_specs() or source.inputs
     if not inputs:
         raise RecipeError(
@@ -75,6 +74,7 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
             "Give --data, or the sizes of one sample as --input 3x224x224."
         )
     identity = fingerprint(
+        compress=__version__,
         model=source.sha256,
         data=data.sha256 if data is not None else None,
         inputs=inputs,
@@ -94,10 +94,11 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
     return Opened(source, data, original, State(model=original), example, notes, identity, device)
 
 
-def _read_data(recipe: Recipe, source: models.Source) -> Data | None:
+def _read_data(recipe: Recipe, source: models.Source, progress: Progress) -> Data | None:
     """The data, its images with the channels that the model takes; None where the recipe names none."""
     if recipe.data is None:
         return None
+    progress("reading the data", 0, 0)
     options = recipe.preprocess
     if options.channels is None and source.module is not None and not recipe.data.startswith(("csv:", "python:")):
         options = replace(options, channels=_image_channels(source))

@@ -156,6 +156,12 @@ def test_channels_last_data_is_recognised(call: Call, tmp_path: Path, model_file
     check_refused(call("pipeline", model_file, "--data", data), "(8, 8, 1)", "transpose(0, 3, 1, 2)")
 
 
+def test_channels_last_is_recognised_in_sequences_too(call: Call, tmp_path: Path) -> None:
+    path = broken(tmp_path, "model.pt", pickled(nn.Sequential(nn.Conv1d(3, 8, 5), nn.Flatten(), nn.Linear(776, 2))))
+    check_refused(call("export", path, "--input", "101x3"), "wants 3 input channels and got 101", "transpose")
+    assert not (tmp_path / "model.onnx").exists()
+
+
 def test_a_wrong_input_size_is_refused_with_both_sizes(call: Call, tmp_path: Path, model_file: Path) -> None:
     data = save_npz(tmp_path, np.zeros((60, 1, 12, 12), np.float32), np.arange(60) % 10)
     check_refused(call("pipeline", model_file, "--data", data), "128")

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import ModelError
 from compress.models.counts import count, count_weights
-from compress.models.onnx_file import graph_inputs, read_inputs
+from compress.models.onnx_file import graph_inputs, read
 from compress.values import InputSpec
 
 FLOAT = TensorProto.FLOAT
@@ -134,13 +134,13 @@ def test_a_quantized_embedding_counts_against_the_zero_point_after_the_look_up(t
 
 def test_the_inputs_of_a_file_are_read_without_the_batch(tmp_path: Path) -> None:
     path = _save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, (3, 4))
-    assert read_inputs(path) == (InputSpec("x", (3, 4), "float32"),)
+    assert graph_inputs(read(path)) == (InputSpec("x", (3, 4), "float32"),)
 
 
 def test_a_second_free_axis_is_refused_with_the_input_name(tmp_path: Path) -> None:
     path = _save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, (3, "width"))
     with pytest.raises(ModelError, match=r"input 'x'.*only axis 0"):
-        read_inputs(path)
+        graph_inputs(read(path))
 
 
 def test_an_initializer_listed_as_input_is_no_input() -> None:

@@ -50,6 +50,14 @@ def test_training_on_labels_learns_and_leaves_eval_mode() -> None:
     assert not module.training
 
 
+def test_training_on_labels_has_dropout_on_whatever_mode_the_module_came_in() -> None:
+    module, seen = net().eval(), []
+    module[3].register_forward_hook(lambda layer, inputs, output: seen.append(layer.training))
+    finetune(module, None, blobs(), CONFIG, steps=2, seed=0)
+    assert seen == [True, True]
+    assert not module.training
+
+
 def test_a_student_learns_from_the_teacher_without_any_label() -> None:
     split = blobs(labelled=False)
     teacher_module = net()

@@ -127,10 +127,10 @@ def _convolution(module: nn.Module, at: str, x: Tensor) -> str | None:
     wanted = getattr(module, "in_channels", None)
     if not isinstance(wanted, int) or x.ndim < 3 or x.shape[1] == wanted:
         return None
-    return (
-        f"{at} wants {wanted} input channels and got {x.shape[1]} (shape {tuple(x.shape)}): convert the images to "
-        f"{wanted} channel{'s' * (wanted > 1)}, as (channels, height, width)."
-    )
+    told = f"{at} wants {wanted} input channels and got {x.shape[1]} (shape {tuple(x.shape)})"
+    if x.shape[-1] == wanted:
+        return f"{told}: the last axis looks like the channels, which come first, right after the batch: transpose."
+    return f"{told}: convert the samples to {wanted} channel{'s' * (wanted > 1)}, right after the batch."
 
 
 def _dtype(tensor: Tensor) -> str:

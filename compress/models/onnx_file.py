@@ -34,11 +34,6 @@ def read(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def read_inputs(path: Path) -> tuple[InputSpec, ...]:
-    """The inputs of the ONNX file at ``path``, without the batch axis."""
-    return graph_inputs(read(path))
-
-
 def graph_inputs(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
     """The inputs of a graph, without the batch axis.
 

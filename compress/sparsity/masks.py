@@ -18,7 +18,7 @@ Masks = Mapping[str, Tensor]  # parameter name -> bool, the parameter's shape, T
 def sparsifiable(module: nn.Module, keep: tuple[str, ...] = ()) -> dict[str, nn.Parameter]:
     """The parameters that sparsification may touch: floating point, two or more axes, no name pattern of ``keep``.
 
-    Biases and normalisation scales have one axis: they are a fraction of a percent of the bytes and cost most accuracy.
+    Biases and normalisation scales have one axis: too few bytes to be worth what a missing one does to its channel.
     A tied parameter is listed once, under its first name.
     """
     return {

@@ -21,8 +21,7 @@ from compress.values import Context, Model, StageRecord
 
 logger = logging.getLogger(__name__)
 
-# The masks follow the cubic schedule in this many steps: a ranking of all weights costs more than a step of a large
-# model, and accuracy does not tell 40 small cuts from 400.
+# The masks follow the cubic schedule in this many steps: a ranking of all weights can cost more than a training step.
 CUTS = 40
 REACHED = 1e-3  # closer to a sparsity than this is there: the number of weights is whole
 
@@ -130,7 +129,7 @@ def next_sparsity(best: float | None, failed: float | None, config: SparsifyConf
     if failed is None:
         return 1 - (1 - kept) / 2
     middle = 1 - math.sqrt((1 - kept) * (1 - failed))
-    # Less than a tenth of the remaining weights is less than quantization takes off the bytes of a weight.
+    # Another round costs as much as the first: not for less than a tenth of the remaining weights.
     return middle if (1 - kept) / (1 - middle) > 1.1 else None
 
 

@@ -80,7 +80,7 @@ def finetune(
         ModelError: the loss is not finite; names the step and what to lower.
     """
     student.to(device)
-    restore = distilling_mode(student) if teacher is not None else student.train
+    restore = distilling_mode(student) if teacher is not None else labels_mode(student)
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config.warm_up))
     torch.manual_seed(seed)  # layers that draw their own noise have no generator argument
@@ -123,9 +123,9 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
 def distilling_mode(module: nn.Module) -> Callable[[], None]:
     """Set ``module`` for training with a teacher: normalisation statistics follow the data, dropout is off.
 
-    The teacher's outputs already regularise; dropout on top keeps a sparse student from fitting them (measured on the
-    CNN of benchmarks/train.py: .900 without it, .870 with it). Everything is in eval mode, functional dropout too, but
-    for layers with running statistics and, because cuDNN needs it for the backward pass, recurrent layers.
+    The teacher's outputs were made without dropout, and regularise by themselves: the student is to fit them.
+    Everything is in eval mode, functional dropout too, but for layers with running statistics and, because cuDNN needs
+    it for the backward pass, recurrent layers.
 
     Returns:
         A function that puts the dropout of the recurrent layers back.
@@ -144,6 +144,12 @@ def distilling_mode(module: nn.Module) -> Callable[[], None]:
             layer.dropout = dropout
 
     return restore
+
+
+def labels_mode(module: nn.Module) -> Callable[[], None]:
+    """Set ``module`` for training on labels alone, dropout on; nothing has to be put back."""
+    module.train()
+    return lambda: None
 
 
 def loss_of(student: Tensor, teacher: Tensor | None, labels: Tensor | None, config: FineTuneConfig) -> Tensor:
