@@ -8,6 +8,7 @@
     ├── ExportError               the model cannot be written as ONNX, or the ONNX file does not agree with it
     ├── QuantizationError         the ONNX graph cannot be quantized
     ├── MeasurementError          a session or a measurement that cannot be trusted
+    ├── PruningError              channels that cannot be cut, or a target that cannot be reached by cutting
     ├── SparsityError             a sparsity that cannot be reached or did not hold
     └── WorkspaceError            the run directory: in use, unwritable, full
 
@@ -49,6 +50,10 @@ class QuantizationError(CompressError):
 
 class MeasurementError(CompressError):
     """A session that is not what was asked for, or a measurement that cannot be trusted."""
+
+
+class PruningError(CompressError):
+    """Channels that cannot be cut, a cut model that is not what it should be, or a target out of reach."""
 
 
 class SparsityError(CompressError):
