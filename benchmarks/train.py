@@ -3,6 +3,7 @@
     python -m benchmarks.train cnn            # checkpoints/cnn/model.pt, about 5 minutes on 2 cores
     python -m benchmarks.train mobilenetv2
     python -m benchmarks.train lstm
+    python -m benchmarks.train mlp-3x2000     # and mlp-4x3000, alexnet: what `compress reduce` reduces
 
 Only the training split is used; validation and test accuracy are printed at the end. Same seed, same weights (on one
 machine with one thread count). Each checkpoint gets a folder of its own under --out, with what a model needs beside it.
@@ -22,10 +23,11 @@ import torch
 from torch import nn
 
 from benchmarks.reviews import fetch_reviews
+from benchmarks.three_classes import fetch_three_classes
 from compress.data import Data, DataOptions, Tokenizer, load_data, read_texts
 from compress.files import write_atomically
 from compress.measurement import accuracy, outputs_of
-from compress.models.reference import FineGrainedCNN, LSTMClassifier
+from compress.models.reference import FineGrainedCNN, LSTMClassifier, alexnet, mlp
 from compress.models.torchvision_compat import ensure_operators
 from compress.training import FineTuneConfig, finetune, plan_steps
 from compress.values import Model
@@ -75,7 +77,38 @@ def lstm(folder: Path, seed: int) -> Trained:
     return Trained(LSTMClassifier(len(tokenizer), dropout=0.5), data, config, 6, whole=False)
 
 
-MODELS: dict[str, Callable[[Path, int], Trained]] = {"cnn": cnn, "mobilenetv2": mobilenetv2, "lstm": lstm}
+def mlp_3x2000(folder: Path, seed: int) -> Trained:
+    """Three hidden layers of 2,000 units on Fashion-MNIST."""
+    return _mlp(2000, 3, seed)
+
+
+def mlp_4x3000(folder: Path, seed: int) -> Trained:
+    """Four hidden layers of 3,000 units on Fashion-MNIST."""
+    return _mlp(3000, 4, seed)
+
+
+def _mlp(width: int, depth: int, seed: int) -> Trained:
+    torch.manual_seed(seed)
+    data = load_data("fashion-mnist", DataOptions())
+    return Trained(mlp(width, depth), data, FineTuneConfig(batch_size=128, learning_rate=0.0005), 6, whole=True)
+
+
+def alexnet_3000(folder: Path, seed: int) -> Trained:
+    """torchvision's AlexNet with hidden layers of 3,000 units, on three classes of Fashion-MNIST at 64x64."""
+    images = fetch_three_classes(folder)
+    torch.manual_seed(seed)
+    data = load_data(f"npz:{images}", DataOptions(channels=3, size=64))
+    return Trained(alexnet(), data, FineTuneConfig(batch_size=128, learning_rate=0.0003), 4, whole=True)
+
+
+MODELS: dict[str, Callable[[Path, int], Trained]] = {
+    "cnn": cnn,
+    "mobilenetv2": mobilenetv2,
+    "lstm": lstm,
+    "mlp-3x2000": mlp_3x2000,
+    "mlp-4x3000": mlp_4x3000,
+    "alexnet": alexnet_3000,
+}
 
 
 def train(name: str, folder: Path, seed: int) -> None:

@@ -10,6 +10,18 @@ if TYPE_CHECKING:
     from compress.models import bind, load
     from compress.onnx_export import ExportConfig, export
     from compress.pipeline import run
+    from compress.pruning import (
+        ChannelGroup,
+        PruneConfig,
+        PrunedModel,
+        ReduceConfig,
+        Reduction,
+        channel_groups,
+        load_pruned,
+        prune,
+        prune_to_budget,
+        reduce,
+    )
     from compress.quantization import QuantizeConfig, quantize
     from compress.recipe import Recipe, load_recipe
     from compress.reporting import Report
@@ -19,6 +31,7 @@ if TYPE_CHECKING:
 # Where each public name lives. Imported at first use: `compress --help` must not wait for torch.
 _HOMES = {
     "BenchmarkConfig": "compress.measurement",
+    "ChannelGroup": "compress.pruning",
     "CompressError": "compress.errors",
     "Context": "compress.values",
     "Data": "compress.data",
@@ -27,8 +40,12 @@ _HOMES = {
     "InputSpec": "compress.values",
     "Model": "compress.values",
     "OnnxModel": "compress.values",
+    "PruneConfig": "compress.pruning",
+    "PrunedModel": "compress.pruning",
     "QuantizeConfig": "compress.quantization",
     "Recipe": "compress.recipe",
+    "ReduceConfig": "compress.pruning",
+    "Reduction": "compress.pruning",
     "Report": "compress.reporting",
     "SparsifyConfig": "compress.sparsity",
     "StageRecord": "compress.values",
@@ -36,11 +53,16 @@ _HOMES = {
     "Variant": "compress.values",
     "benchmark": "compress.measurement",
     "bind": "compress.models",
+    "channel_groups": "compress.pruning",
     "export": "compress.onnx_export",
     "load": "compress.models",
     "load_data": "compress.data",
+    "load_pruned": "compress.pruning",
     "load_recipe": "compress.recipe",
+    "prune": "compress.pruning",
+    "prune_to_budget": "compress.pruning",
     "quantize": "compress.quantization",
+    "reduce": "compress.pruning",
     "run": "compress.pipeline",
     "sparsify": "compress.sparsity",
 }
@@ -49,6 +71,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BenchmarkConfig",
+    "ChannelGroup",
     "CompressError",
     "Context",
     "Data",
@@ -57,8 +80,12 @@ __all__ = [
     "InputSpec",
     "Model",
     "OnnxModel",
+    "PruneConfig",
+    "PrunedModel",
     "QuantizeConfig",
     "Recipe",
+    "ReduceConfig",
+    "Reduction",
     "Report",
     "SparsifyConfig",
     "StageRecord",
@@ -67,11 +94,16 @@ __all__ = [
     "__version__",
     "benchmark",
     "bind",
+    "channel_groups",
     "export",
     "load",
     "load_data",
+    "load_pruned",
     "load_recipe",
+    "prune",
+    "prune_to_budget",
     "quantize",
+    "reduce",
     "run",
     "sparsify",
 ]

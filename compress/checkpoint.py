@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from compress.files import write_atomically
 from compress.measurement import Measurement
 from compress.models import load_state, save_state
+from compress.pruning import load_pruned, read_kept, save_pruned
 from compress.values import OnnxModel, StageRecord, State, Variant
 
 WEIGHTS = "model.safetensors"
@@ -21,13 +24,19 @@ def save(before: State, after: State, record: StageRecord, directory: Path, fing
 
     ONNX files were written by the stage itself; the record names them relative to ``directory``.
     """
-    weights = None
-    if after.model is not before.model and after.model is not None:
+    weights, cut = None, _cut(before, after)
+    if cut:
+        assert after.model is not None
+        assert after.model.kept is not None
+        save_pruned(after.model.module, after.model.kept, directory)
+    elif after.model is not before.model and after.model is not None:
         weights = WEIGHTS
         write_atomically(directory / weights, save_state(after.model.module))
     stored = dataclasses.asdict(record)
     stored["fingerprint"] = fingerprint
     stored["weights"] = weights
+    stored["cut"] = cut
+    stored["changes"] = list(after.changes)
     stored["onnx"] = _file(after.onnx, directory) if after.onnx is not before.onnx else None
     stored["variants"] = [
         {"name": variant.name, "stage": variant.stage, "onnx": _file(variant.onnx, directory)}
@@ -37,10 +46,20 @@ def save(before: State, after: State, record: StageRecord, directory: Path, fing
     return stored
 
 
-def restore(before: State, stored: dict[str, Any], directory: Path) -> tuple[State, StageRecord]:
-    """The State after a stage, from the State before it and what `save` returned."""
+def restore(
+    before: State, stored: dict[str, Any], directory: Path, example: tuple[Tensor, ...]
+) -> tuple[State, StageRecord]:
+    """The State after a stage, from the State before it and what `save` returned.
+
+    Args:
+        example: Inputs of the model, for a cut one is checked, and traced where it has to be.
+    """
     model = before.model
-    if stored["weights"] is not None:
+    if stored["cut"]:
+        assert model is not None
+        module = load_pruned(model.module, directory, example)
+        model = replace(model, module=module.eval(), kept=read_kept(directory))
+    elif stored["weights"] is not None:
         assert model is not None
         module = copy.deepcopy(model.module)
         load_state(module, (directory / stored["weights"]).read_bytes())
@@ -60,7 +79,12 @@ def restore(before: State, stored: dict[str, Any], directory: Path) -> tuple[Sta
         notes=tuple(stored["notes"]),
         skipped=stored["skipped"],
     )
-    return State(model, onnx, variants, measured), record
+    return State(model, onnx, variants, measured, tuple(stored["changes"])), record
+
+
+def _cut(before: State, after: State) -> bool:
+    """Whether the stage took channels out of the model, so that its weights do not fit the module before it."""
+    return before.model is not None and after.model is not None and after.model.kept is not before.model.kept
 
 
 def _file(onnx: OnnxModel | None, directory: Path) -> dict[str, Any]:

@@ -17,12 +17,14 @@ from compress.files import write_atomically
 from compress.measurement import SHIPPED_NAME, benchmark, members
 from compress.onnx_export import export
 from compress.opening import Opened, open_inputs
+from compress.pruning import prune_to_budget
 from compress.quantization import quantize
 from compress.recipe import Recipe
 from compress.reporting import Report
 from compress.shipping import ship
 from compress.sparsity import sparsify
-from compress.values import Context, Progress, StageRecord, State, Variant, silent
+from compress.speed import measured_speedup
+from compress.values import Context, Model, Progress, StageRecord, State, Variant, silent
 from compress.verify import verify
 from compress.workspace import Workspace, fingerprint
 
@@ -56,17 +58,32 @@ def _baseline(state: State, recipe: Recipe, context: Context) -> tuple[State, St
     return replace(state, onnx=onnx, variants=variants), replace(record, stage="baseline")
 
 
+def _prune(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
+    assert state.model is not None
+
+    def measure(before: Model, after: Model) -> float:
+        return measured_speedup(before, after, recipe.export, context, recipe.benchmark.threads or 1)
+
+    model, record = prune_to_budget(state.model, recipe.prune, context, measure)
+    return _changed(state, model, "pruned"), record
+
+
+def _changed(state: State, model: Model, how: str) -> State:
+    return state if model is state.model else replace(state, model=model, changes=(*state.changes, how))
+
+
 def _sparsify(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
     assert state.model is not None
     model, record = sparsify(state.model, recipe.sparsify, context)
-    return replace(state, model=model), record
+    return _changed(state, model, "sparse"), record
 
 
 def _export(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
     if state.model is None or state.model is context.original:
         return state, StageRecord("export", {}, 0.0, skipped="nothing changed since the baseline")
     onnx, record = export(state.model, recipe.export, context)
-    return replace(state, onnx=onnx, variants=(*state.variants, Variant("sparse-fp32", "export", onnx))), record
+    variant = Variant("-".join((*state.changes, "fp32")), "export", onnx)
+    return replace(state, onnx=onnx, variants=(*state.variants, variant)), record
 
 
 def _quantize(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
@@ -84,7 +101,7 @@ def _benchmark(state: State, recipe: Recipe, context: Context) -> tuple[State, S
 
 STAGES = (
     Stage(0, "baseline", _baseline),
-    # Stage(1, "prune", _prune, needs=("torch", "data")): structured reduction has this place.
+    Stage(1, "prune", _prune, needs=("torch", "data")),
     Stage(2, "sparsify", _sparsify, needs=("torch", "data")),
     Stage(3, "export", _export),
     Stage(4, "quantize", _quantize),
@@ -121,7 +138,7 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
             verify(state, after, opened.original, opened.example)
             stored = save(state, after, record, directory, previous)
             workspace.finish(stage.directory, stored)
-        state, record = restore(state, stored, workspace.stage_directory(stage.directory))
+        state, record = restore(state, stored, workspace.stage_directory(stage.directory), opened.example)
         records.append(record)
     return ship(workspace, recipe, opened, state, tuple(records), command)
 

@@ -21,16 +21,17 @@ from compress.data.options import DataOptions
 from compress.errors import RecipeError
 from compress.measurement.stage import BenchmarkConfig
 from compress.onnx_export import ExportConfig
+from compress.pruning import PruneConfig, ReduceConfig
 from compress.quantization import QuantizeConfig
 from compress.reporting import Objective
 from compress.sparsity import SparsifyConfig
 from compress.values import InputSpec
 
-Skippable = Literal["sparsify", "quantize"]
+Skippable = Literal["prune", "sparsify", "quantize"]
 FILE_NAME = "compress.toml"
 
 # Options that a user names without their section: on the command line, and at the top of compress.toml.
-SHORT = {
+SHORT: Mapping[str, str | tuple[str, ...]] = {
     "data_root": "preprocess.root",
     "download": "preprocess.download",
     "size": "preprocess.size",
@@ -44,8 +45,10 @@ SHORT = {
     "vocabulary": "preprocess.vocabulary",
     "max_tokens": "preprocess.max_tokens",
     "labels": "preprocess.labels",
+    "ratio": "prune.ratio",
+    "speedup": "prune.speedup",
     "sparsity": "sparsify.sparsity",
-    "epochs": "sparsify.epochs",
+    "epochs": ("prune.epochs", "sparsify.epochs"),
     "method": "quantize.method",
     "opset": "export.opset",
     "providers": "benchmark.providers",
@@ -74,6 +77,8 @@ class Recipe:
     trust_pickle: bool = False  # run whatever the pickle asks for
     input: tuple[str, ...] = ()  # one an input, as 1x28x28 or 48:int64, where there is no data to tell
     preprocess: DataOptions = field(default_factory=DataOptions)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    reduce: ReduceConfig = field(default_factory=ReduceConfig)  # of `compress reduce`; not part of the pipeline
     sparsify: SparsifyConfig = field(default_factory=SparsifyConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
@@ -181,12 +186,14 @@ def _expanded(options: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in options.items():
         name = key.replace("-", "_")
-        path = SHORT.get(name, name).split(".")
+        paths = SHORT.get(name, name)
         if isinstance(value, Mapping) and name != "factory_args":
             value = _underscored(value)
-        for part in reversed(path):
-            value = {part: value}
-        _merge(tree, value)
+        for path in (paths,) if isinstance(paths, str) else paths:
+            branch = value
+            for part in reversed(path.split(".")):
+                branch = {part: branch}
+            _merge(tree, branch)
     return tree
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from compress.data.splits import Data
     from compress.measurement.stage import Measurement
@@ -45,6 +45,8 @@ class Model:
     module: nn.Module
     inputs: tuple[InputSpec, ...]
     task: Task = "classification"  # "classification": the first output is (N, C) with C >= 2
+    # What pruning kept of the module as it was loaded: see `compress.pruning.values.Kept`. None: all of it.
+    kept: Mapping[str, Mapping[int, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,3 +105,4 @@ class State:
     onnx: OnnxModel | None = None  # the float ONNX of ``model``
     variants: tuple[Variant, ...] = ()  # every file that could ship; the first is the baseline
     measurements: tuple[Measurement, ...] = ()  # one a variant, once the benchmark has run
+    changes: tuple[str, ...] = ()  # what was done to ``model``, as its variants' names tell: pruned, sparse

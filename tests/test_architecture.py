@@ -21,7 +21,7 @@ LEVELS = (
     ("training", "measurement"),
     ("pruning", "sparsity", "quantization", "onnx_export"),
     ("reporting",),
-    ("workspace", "recipe", "checkpoint", "verify", "opening", "shipping", "demo"),
+    ("workspace", "recipe", "checkpoint", "verify", "opening", "shipping", "demo", "speed"),
     ("pipeline",),
     ("cli",),
 )

@@ -21,12 +21,15 @@ from compress.cli.console import complain
 from compress.cli.demo import demo
 from compress.cli.doctor import doctor
 from compress.cli.export import export
+from compress.cli.inspect import inspect
 from compress.cli.pipeline import pipeline
+from compress.cli.prune import prune
 from compress.cli.quantize import quantize
+from compress.cli.reduce import reduce
 from compress.cli.sparsify import sparsify
 from compress.errors import CompressError
 
-COMMANDS = (pipeline, sparsify, export, quantize, benchmark, demo, doctor)
+COMMANDS = (pipeline, inspect, prune, reduce, sparsify, export, quantize, benchmark, demo, doctor)
 DEBUG = "--debug"
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from compress.models.torchvision_compat import ensure_operators
 
 
 class FineGrainedCNN(nn.Module):
@@ -50,6 +54,34 @@ def digits_cnn() -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(80, 10),
     )
+
+
+def mlp(width: int = 2000, depth: int = 3, features: int = 28 * 28, classes: int = 10) -> nn.Sequential:
+    """``depth`` hidden layers of ``width`` units with ReLU: samples of ``features`` values, of any shape, to logits."""
+    widths = [features, *[width] * depth]
+    hidden = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, classes))
+
+
+def alexnet(classes: int = 3, fc_parameter: int = 3000) -> nn.Module:
+    """torchvision's AlexNet (Krizhevsky 2014) with ``fc_parameter`` units in both hidden layers of its classifier.
+
+    Images (N, 3, S, S) with S >= 63 to logits (N, classes).
+    """
+    ensure_operators()
+    from torchvision.models import AlexNet
+
+    model: nn.Module = AlexNet()
+    model.classifier = nn.Sequential(
+        nn.Dropout(0.5),
+        nn.Linear(256 * 6 * 6, fc_parameter),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Linear(fc_parameter, fc_parameter),
+        nn.ReLU(inplace=True),
+        nn.Linear(fc_parameter, classes),
+    )
+    return model
 
 
 class LSTMClassifier(nn.Module):

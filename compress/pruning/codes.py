@@ -45,7 +45,7 @@ def compatible(seen: Bits, code: Bits) -> Bits:
 
 
 def digits(count: int, odd_first: bool) -> tuple[Numbers, ...]:
-    """Numbers 0..count-1 in mixed radix, one (count,) array a digit: aligned blocks of channels share their high digits.
+    """Numbers 0..count-1 in mixed radix, one (count,) array a digit: aligned blocks of numbers share high digits.
 
     Args:
         odd_first: Whether the odd prime factors are the low digits (blocks of 24, 48, …) or the high ones (32, 64, …).

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from compress.errors import RecipeError, SparsityError
-from compress.measurement import Outputs, drop, outputs_of, score
-from compress.measurement import Score as Accuracy
 from compress.sparsity.masks import Masks, Score, apply_masks, make_masks, sparsifiable, sparsity_of
 from compress.sparsity.schedules import cubic
-from compress.training import FineTuneConfig, Teacher, finetune, plan_steps
+from compress.training import FineTuneConfig, Recovery
 from compress.values import Context, Model, StageRecord
 
 logger = logging.getLogger(__name__)
@@ -139,45 +137,31 @@ class _Search:
     def __init__(self, model: Model, config: SparsifyConfig, context: Context) -> None:
         assert context.data is not None
         assert context.original is not None
-        self.config, self.context, self.data = config, context, context.data
+        self.config, self.context = config, context
         self.dense = model
         self.allowed = config.budget * context.max_drop
         self.best: nn.Module | None = None
         self.best_sparsity: float | None = None
         self.failed: float | None = None  # the lowest sparsity that was outside the budget
         self.rounds: list[Round] = []
-        self._teacher = Teacher(
-            copy.deepcopy(context.original.module), self.data.train, device=context.device, progress=context.progress
-        )
-        self._reference = outputs_of(context.original, self.data.validation)
-        self._baseline: Accuracy = score(self._reference, self._reference)
+        self._recovery = Recovery(context.original, context.data, context, config.finetune)
 
     def run_round(self, target: float, number: int) -> None:
         module = copy.deepcopy(self.best if self.best is not None else self.dense.module)
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
-        steps = plan_steps(self.data.train, self.config.finetune, self.config.epochs, self.config.min_steps)
-        label = f"sparsify {target:.1%}"
-        loss = finetune(
+        steps = self._recovery.steps(self.config.epochs, self.config.min_steps)
+        outcome = self._recovery.train(
             module,
-            self._teacher,
-            self.data.train,
-            self.config.finetune,
             steps=steps,
             seed=self.context.seed * 1000 + number,
-            device=self.context.device,
+            label=f"sparsify {target:.1%}",
             after_step=Masking(module, self.config, self.best_sparsity or 0.0, target, steps),
-            progress=self.context.progress,
-            label=label,
         )
-        outcome: Outputs = outputs_of(dataclasses.replace(self.dense, module=module), self.data.validation)
-        lost = drop(score(outcome, self._reference), self._baseline)
         reached = sparsity_of(sparsifiable(module, self.config.keep))
         if reached < target - REACHED:
             raise SparsityError(f"sparsity {target:.4f} was asked for, but only {reached:.4f} of the weights are zero.")
-        within = lost <= self.allowed + 1e-9
-        self.rounds.append(Round(reached, lost, loss, steps, within))
-        logger.info("%s: drop %.4f on validation, %.4f allowed", label, lost, self.allowed)
+        within = outcome.drop <= self.allowed + 1e-9
+        self.rounds.append(Round(reached, outcome.drop, outcome.loss, steps, within))
+        logger.info("sparsify %.1f%%: drop %.4f, %.4f allowed", 100 * target, outcome.drop, self.allowed)
         if within:
             self.best, self.best_sparsity = module, reached
         else:

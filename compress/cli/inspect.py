@@ -1,0 +1,92 @@
+"""compress inspect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compress.cli.console import Display, say, show_table
+from compress.cli.options import data_options, model_options, recipe_from, recipe_options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compress.pruning import Structure
+
+
+@click.command(short_help="What can be cut, and what not and why.")
+@click.argument("model", type=click.Path(path_type=Path))
+@data_options()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@model_options()
+@recipe_options()
+def inspect(model: Path, as_json: bool, **options: Any) -> int:
+    """Show the channel groups of MODEL: which layers can only lose channels together, and what cannot lose any.
+
+    The model runs on one sample of the data, or on made-up input of the sizes given with --input.
+
+    \b
+    Examples:
+      compress inspect model.pt --input 3x224x224
+      compress inspect model.pt --data fashion-mnist --json
+    """
+    from compress.opening import open_inputs
+    from compress.pruning import analyse
+
+    recipe = recipe_from(model, options)
+    with Display() as display:
+        opened = open_inputs(recipe, display)
+        module = opened.needs_torch("inspect").module
+        structure = analyse(module, tuple(x[:1] for x in opened.example), display)
+    if as_json:
+        say(json.dumps(_plain(structure), indent=2))
+        return 0
+    _show(module, structure)
+    return 0
+
+
+def _show(module: nn.Module, structure: Structure) -> None:
+    free = [group for group in structure.groups if group.frozen is None]
+    show_table(
+        ("group", "channels", "with", "exact"),
+        [(g.name, str(g.channels), _others(g.name, g.members), "yes" if g.exact else "but for norms") for g in free],
+    )
+    frozen = [group for group in structure.groups if group.frozen is not None]
+    if frozen:
+        show_table(("cannot be cut", "channels", "why"), [(g.name, str(g.channels), g.frozen or "") for g in frozen])
+    parameters = sum(p.numel() for p in module.parameters())
+    macs = sum(layer.macs for layer in structure.layers)
+    say(f"{len(free)} groups of {sum(g.channels for g in free):,} channels can be cut, {len(frozen)} cannot.")
+    say(f"{parameters:,} parameters, {macs:,} multiply-accumulates a sample; {structure.passes} passes.")
+
+
+def _others(name: str, members: Any) -> str:
+    """The layers that lose channels with the one that the group is named after."""
+    modules = dict.fromkeys(m.name.rpartition(".")[0] or m.name for m in members)
+    modules.pop(name.partition("#")[0], None)
+    shown = list(modules)[:4]
+    return ", ".join(shown) + (f" and {len(modules) - 4} more" if len(modules) > 4 else "")
+
+
+def _plain(structure: Structure) -> dict[str, Any]:
+    return {
+        "groups": [
+            {
+                "name": group.name,
+                "channels": group.channels,
+                "frozen": group.frozen,
+                "exact": group.exact,
+                "members": [
+                    {"name": m.name, "axis": m.axis, "role": m.role, "entries": len(m.index)} for m in group.members
+                ],
+            }
+            for group in structure.groups
+        ],
+        "layers": [
+            {"weight": layer.weight, "operator": layer.operator, "macs": layer.macs} for layer in structure.layers
+        ],
+        "passes": structure.passes,
+    }

@@ -1,0 +1,335 @@
+"""The prune stage: the strongest reduction whose fine-tuned model stays within its share of the accuracy budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from compress.errors import PruningError, RecipeError
+from compress.files import cache_directory
+from compress.pruning.allocation import Allocation, ranked, uniform
+from compress.pruning.cost import CostModel
+from compress.pruning.groups import Structure, analyse
+from compress.pruning.importance import scores
+from compress.pruning.latency import LatencyModel
+from compress.pruning.pruned import (
+    Budget,
+    Objective,
+    PrunedModel,
+    Scope,
+    compose,
+    cut_what_can,
+    evidence_for,
+    held,
+    layer_latency,
+    shapes_of,
+)
+from compress.pruning.values import Kept
+from compress.training import FineTuneConfig, Recovery, reestimate
+from compress.values import Context, Model, StageRecord
+
+logger = logging.getLogger(__name__)
+
+Importance = Literal["l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "random"]
+# How many times faster the second model is than the first, both as float ONNX on this machine.
+MeasureSpeedup = Callable[[Model, Model], float]
+
+MEASUREMENTS = 3  # of a model before it is trained, to find the widths that reach a speed-up
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """How many channels leave, which, and how the rest is trained to make up for them."""
+
+    ratio: float | None = None  # share 0..1 of the channels that leave at most
+    macs: float | None = None  # share 0..1 of the multiply-accumulates that stays at most
+    parameters: float | None = None  # share 0..1 of the parameters that stays at most
+    speedup: float | None = None  # at least 1: how many times faster the float model becomes on this machine
+    objective: Objective = "macs"  # what the search halves where none of the above is given: macs, parameters, latency
+    start: float = 0.5  # share 0..1 of the objective that is left where the search begins
+    scope: Scope = "uniform"  # with ratio: of every group, or global: of all together
+    importance: Importance = "l2"  # which channels leave first
+    floor: float = 0.1  # share 0..1 of its channels that every group keeps at least
+    round_to: int = 8  # kept counts are multiples of it where a group is wide enough; 1: any count
+    keep: tuple[str, ...] = ()  # name patterns of groups or parameters that stay whole (fnmatch: "layer4.*")
+    rounds: int = 4  # fine-tunings at most, each at another width
+    epochs: float = 3.0  # passes over the training split in each round
+    min_steps: int = 400  # optimizer steps in each round at least
+    budget: float = 0.25  # share 0..1 of max_drop that this stage may use on validation; what follows needs the rest
+    finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={value} must be within 0 < {name} < 1"
+            for name in ("ratio", "macs", "parameters", "start")
+            if (value := getattr(self, name)) is not None and not 0 < value < 1
+        ]
+        if self.speedup is not None and not self.speedup > 1:
+            problems.append(f"speedup={self.speedup} must be above 1")
+        given = [n for n in ("ratio", "macs", "parameters", "speedup") if getattr(self, n) is not None]
+        if len(given) > 1:
+            problems.append(f"give one of {', '.join(given)}, not several")
+        for name in ("rounds", "round_to"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name}={getattr(self, name)} must be at least 1")
+        if self.epochs <= 0:
+            problems.append(f"epochs={self.epochs} must be above 0")
+        problems += [
+            f"{name}={getattr(self, name)} must be within 0..1"
+            for name in ("budget", "floor")
+            if not 0 <= getattr(self, name) <= 1
+        ]
+        if problems:
+            raise RecipeError("; ".join(problems))
+
+    @property
+    def goal(self) -> tuple[Objective | Literal["channels"], float | None]:
+        """What is counted, and the share of it (0..1) that is to be left; None: as little as the budget allows."""
+        if self.ratio is not None:
+            return "channels", 1 - self.ratio
+        if self.speedup is not None:
+            return "latency", 1 / self.speedup
+        if self.parameters is not None:
+            return "parameters", self.parameters
+        return ("macs", self.macs) if self.macs is not None else (self.objective, None)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One reduction, fine-tuned."""
+
+    left: float  # share 0..1 of what the goal counts
+    macs: int  # of one sample, in the layers with weights
+    parameters: int
+    drop: float  # on validation, against the original model
+    loss: float  # mean over the last tenth of its steps
+    steps: int
+    within: bool  # drop <= its share of the budget
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model with fewer channels, before or after training."""
+
+    module: nn.Module
+    kept: Kept  # of the original
+    left: float  # share of what the goal counts
+    widths: Mapping[str, int]
+
+
+def prune_to_budget(
+    model: Model, config: PruneConfig, context: Context, measure: MeasureSpeedup | None = None
+) -> tuple[Model, StageRecord]:
+    """Take out as many channels as the accuracy budget allows.
+
+    Each round cuts the least important channels of the best model so far, takes its normalisation statistics again,
+    and distils it from the original. After a round within the budget the next one halves what is left; after one
+    outside it the next backs off to half-way (on a logarithmic scale), from the last good model. What is returned is
+    the smallest model that was within the budget on validation.
+
+    Args:
+        measure: For ``speedup``: how much faster a candidate really is; None: as the layers' timings predict.
+
+    Returns:
+        The smaller model (the given one is untouched; `Model.kept` says what it kept of it) and the record. Where no
+        round was within the budget: the model as it came, and a record that says so.
+
+    Raises:
+        PruningError: there is no data to fine-tune on, nothing can be cut, or the goal is out of reach.
+    """
+    started = time.perf_counter()
+    if context.data is None or context.original is None:
+        raise PruningError("prune fine-tunes, so it needs a torch model and data: give --data.")
+    search = _Search(model, config, context, measure)
+    for number in range(config.rounds):
+        target = next_share(search.best.left if search.best is not None else None, search.failed, config)
+        if target is None or not search.run_round(target, number):
+            break
+    plain = dataclasses.asdict(config)
+    seconds = time.perf_counter() - started
+    figures = search.figures()
+    if search.best is None:
+        tried = ", ".join(f"{r.left:.0%} left dropped {r.drop:.4f}" for r in search.rounds)
+        reason = f"no reduction stayed within {search.allowed:.4f} on validation ({tried})"
+        return model, StageRecord("prune", plain, seconds, figures, skipped=reason)
+    return (
+        dataclasses.replace(model, module=search.best.module, kept=search.best.kept),
+        StageRecord("prune", plain, seconds, figures, search.notes()),
+    )
+
+
+def next_share(best: float | None, failed: float | None, config: PruneConfig) -> float | None:
+    """What share to leave next: halved while it works, then bisection on a logarithmic scale.
+
+    Args:
+        best: The smallest share that was within the budget; None before the first.
+        failed: The largest that was not; None before the first.
+
+    Returns:
+        The next share, or None where another round cannot tell more.
+    """
+    goal = config.goal[1]
+    left = best if best is not None else 1.0
+    if goal is not None and left <= goal * 1.01:
+        return None
+    if failed is None:
+        if best is None:
+            return goal if goal is not None else config.start
+        return left / 2
+    middle = math.sqrt(left * failed)
+    # Another round costs as much as the first: not for less than a tenth of what is left.
+    return middle if left / middle > 1.1 else None
+
+
+class _Search:
+    """The rounds so far, and the best model among them."""
+
+    def __init__(self, model: Model, config: PruneConfig, context: Context, measure: MeasureSpeedup | None) -> None:
+        assert context.data is not None
+        assert context.original is not None
+        self.model, self.config, self.context, self.measure = model, config, context, measure
+        self.data = context.data
+        calibration = context.data.calibration
+        self.example = calibration.fetch(calibration.indices[:1])[0]
+        self.structure = self._analyse(model.module)
+        self.dense = Candidate(model.module, {}, 1.0, _widths(self.structure))
+        self.allowed = config.budget * context.max_drop
+        self.best: Candidate | None = None
+        self.failed: float | None = None  # the largest share that was outside the budget
+        self.rounds: list[Round] = []
+        self.recovery = Recovery(context.original, context.data, context, config.finetune)
+
+    def run_round(self, target: float, number: int) -> bool:
+        """Cut, train and score. False where no narrower model is to be had."""
+        base = self.best or self.dense
+        candidate = self._reach(base, target)
+        if candidate is None:
+            return False
+        reestimate(candidate.module, self.data.train, seed=self.context.seed)
+        outcome = self.recovery.train(
+            candidate.module,
+            steps=self.recovery.steps(self.config.epochs, self.config.min_steps),
+            seed=self.context.seed * 1000 + 500 + number,  # other batches than those of sparsify
+            label=f"prune to {target:.0%} of the {self.config.goal[0]}",
+        )
+        within = outcome.drop <= self.allowed + 1e-9
+        macs, parameters = self._cost(candidate)
+        self.rounds.append(Round(candidate.left, macs, parameters, outcome.drop, outcome.loss, outcome.steps, within))
+        logger.info("prune: %.3f left, drop %.4f, %.4f allowed", candidate.left, outcome.drop, self.allowed)
+        if within:
+            self.best = candidate
+        else:
+            self.failed = candidate.left if self.failed is None else max(self.failed, candidate.left)
+        return True
+
+    def figures(self) -> dict[str, Any]:
+        last = self.best or self.dense
+        macs, parameters = self._cost(last)
+        full_macs, full_parameters = self._cost(self.dense)
+        return {
+            "macs": [full_macs, macs],
+            "parameters": [full_parameters, parameters],
+            "widths": {name: [full, last.widths.get(name, full)] for name, full in self.dense.widths.items()},
+            "frozen": {g.name: g.frozen for g in self.structure.groups if g.frozen is not None},
+            "rounds": [dataclasses.asdict(r) for r in self.rounds],
+        }
+
+    def notes(self) -> tuple[str, ...]:
+        assert self.best is not None
+        (macs, parameters), (full_macs, full_parameters) = self._cost(self.best), self._cost(self.dense)
+        return (
+            f"{parameters:,} of {full_parameters:,} parameters and {macs:,} of {full_macs:,} multiply-accumulates left",
+            f"drops on validation, {self.allowed:.4f} allowed: "
+            + ", ".join(f"{r.drop:+.4f} at {r.left:.1%} of the {self.config.goal[0]}" for r in self.rounds),
+        )
+
+    # -- one candidate -----------------------------------------------------------------------------------------------
+
+    def _reach(self, base: Candidate, target: float) -> Candidate | None:
+        """A candidate that leaves ``target``; for a measured speed-up, as measured on the exported model."""
+        asked = target
+        for attempt in range(MEASUREMENTS):
+            try:
+                candidate = self._cut(base, asked)
+            except PruningError as error:
+                if not self.rounds and attempt == 0:
+                    raise
+                logger.info("no further: %s", error)
+                return None
+            if candidate is None or self.config.goal[0] != "latency" or self.measure is None:
+                return candidate
+            faster = self.measure(self.model, dataclasses.replace(self.model, module=candidate.module))
+            candidate = dataclasses.replace(candidate, left=1 / faster)
+            if candidate.left <= target * 1.03 or attempt == MEASUREMENTS - 1:
+                return candidate
+            asked *= target / candidate.left
+        return candidate
+
+    def _cut(self, base: Candidate, target: float) -> Candidate | None:
+        structure = self.structure if base is self.dense else self._analyse(base.module)
+        allocation = self._allocate(base, structure, target / base.left)
+        pruned: PrunedModel = cut_what_can(base.module, structure.groups, allocation, self.example)
+        if not pruned.kept:
+            return None
+        left = self._left(base, structure, pruned.widths, target)
+        return Candidate(pruned.module, compose(base.kept, pruned.kept), left, pruned.widths)
+
+    def _allocate(self, base: Candidate, structure: Structure, share: float) -> Allocation:
+        config = self.config
+        groups = structure.groups
+        if all(group.frozen for group in groups):
+            raise PruningError("no channels can leave this model; `compress inspect` tells why.")
+        evidence = evidence_for(
+            base.module, groups, config.importance, self.data.calibration, self.context.seed, self.context.progress
+        )
+        ranking = scores(groups, evidence, config.importance)
+        counted = config.goal[0]
+        floor = min(1.0, config.floor / base.left) if counted == "channels" else self._floor(base)
+        if counted == "channels":
+            if config.scope == "uniform":
+                return uniform(groups, ranking, 1 - share, config.round_to)
+            return ranked(groups, ranking, 1 - share, floor, config.round_to)
+        latency = self._latency(base, structure) if counted == "latency" else None
+        return Budget(base.module, structure, ranking, counted, latency).allocate(share, floor, config.round_to)
+
+    def _floor(self, base: Candidate) -> float:
+        """The floor is a share of the original's channels; a narrower model is nearer to it."""
+        shares = [base.widths[n] / full for n, full in self.dense.widths.items() if n in base.widths and full]
+        return min(1.0, self.config.floor / (sum(shares) / len(shares))) if shares else self.config.floor
+
+    def _left(self, base: Candidate, structure: Structure, widths: Mapping[str, int], target: float) -> float:
+        """The share that ``widths`` leave of what the goal counts."""
+        counted = self.config.goal[0]
+        if counted == "latency":
+            model = self._latency(base, structure)
+            return base.left * model.milliseconds(widths) / model.milliseconds({})
+        if counted == "channels":
+            return target
+        cost = CostModel(structure.groups, structure.layers, shapes_of(base.module))
+        count = cost.macs if counted == "macs" else cost.parameters
+        return base.left * count(widths) / count({})
+
+    def _latency(self, base: Candidate, structure: Structure) -> LatencyModel:
+        return layer_latency(
+            base.module, structure, cache=cache_directory() / "layer-latency.json", progress=self.context.progress
+        )
+
+    def _analyse(self, module: nn.Module) -> Structure:
+        found = analyse(module, self.example, self.context.progress)
+        return dataclasses.replace(found, groups=held(found.groups, self.config.keep))
+
+    def _cost(self, candidate: Candidate) -> tuple[int, int]:
+        """MACs of a sample and parameters."""
+        cost = CostModel(self.structure.groups, self.structure.layers, shapes_of(self.model.module))
+        return cost.macs(candidate.widths), sum(p.numel() for p in candidate.module.parameters())
+
+
+def _widths(structure: Structure) -> dict[str, int]:
+    return {group.name: group.channels for group in structure.groups if group.frozen is None}

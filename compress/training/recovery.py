@@ -1,0 +1,70 @@
+"""What every stage that changes a model does next: train it back towards the original, and score it against that."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+from torch import nn
+
+from compress.data.splits import Data
+from compress.measurement import drop, outputs_of, score
+from compress.training.finetune import AfterStep, FineTuneConfig, finetune, plan_steps
+from compress.training.teacher import Teacher
+from compress.values import Context, Model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A module after fine-tuning."""
+
+    drop: float  # on validation, against the original
+    loss: float  # mean over the last tenth of the steps
+    steps: int
+
+
+class Recovery:
+    """Distils from the original on the training split; scores on the validation split."""
+
+    def __init__(self, original: Model, data: Data, context: Context, config: FineTuneConfig) -> None:
+        self._original, self._data, self._context, self._config = original, data, context, config
+        self._teacher = Teacher(
+            copy.deepcopy(original.module), data.train, device=context.device, progress=context.progress
+        )
+        self._reference = outputs_of(original, data.validation)
+        self._baseline = score(self._reference, self._reference)
+
+    def train(
+        self,
+        module: nn.Module,
+        *,
+        steps: int,
+        seed: int,
+        label: str,
+        after_step: AfterStep | None = None,
+    ) -> Outcome:
+        """Fine-tune ``module`` in place, all of its parameters, and score it. Same seed, same weights."""
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+        loss = finetune(
+            module,
+            self._teacher,
+            self._data.train,
+            self._config,
+            steps=steps,
+            seed=seed,
+            device=self._context.device,
+            after_step=after_step,
+            progress=self._context.progress,
+            label=label,
+        )
+        return Outcome(self.drop(module), loss, steps)
+
+    def steps(self, epochs: float, min_steps: int) -> int:
+        return plan_steps(self._data.train, self._config, epochs, min_steps)
+
+    def drop(self, module: nn.Module) -> float:
+        """Accuracy (fidelity without labels) on validation that ``module`` loses against the original."""
+        outputs = outputs_of(dataclasses.replace(self._original, module=module), self._data.validation)
+        return drop(score(outputs, self._reference), self._baseline)
