@@ -94,11 +94,11 @@ def _mlp(width: int, depth: int, seed: int) -> Trained:
 
 
 def alexnet_3000(folder: Path, seed: int) -> Trained:
-    """torchvision's AlexNet with hidden layers of 3,000 units, on three classes of Fashion-MNIST at 64x64."""
+    """torchvision's AlexNet with hidden layers of 3,000 units, on 6,000 images of three Fashion-MNIST classes."""
     images = fetch_three_classes(folder)
     torch.manual_seed(seed)
-    data = load_data(f"npz:{images}", DataOptions(channels=3, size=64))
-    return Trained(alexnet(), data, FineTuneConfig(batch_size=128, learning_rate=0.0003), 4, whole=True)
+    data = load_data(f"npz:{images}", DataOptions(channels=3, size=64, limit=6000))
+    return Trained(alexnet(), data, FineTuneConfig(batch_size=64, learning_rate=0.0003), 5, whole=True)
 
 
 MODELS: dict[str, Callable[[Path, int], Trained]] = {

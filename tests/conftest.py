@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from compress.training import FineTuneConfig, finetune
 # The models are tiny: threads that wait for each other would take longer than the work.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for commands that the tests start
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # timings of layers stay out of the user's cache
 
 # Small enough for seconds, real enough that accuracy means something: 900 of the digits, 8x8 pixels.
 SAMPLES = 900

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.models.capacity import LayerSize, capacity, layer_sizes, memory_equivalent_capacity
-from compress.models.reference import FineGrainedCNN, LSTMClassifier, mlp
+from compress.models.reference import FineGrainedCNN, LSTMClassifier, alexnet, mlp
 
 FIRST = 784 * 2000 + 2000
 
@@ -43,6 +43,15 @@ def test_a_convolution_passes_on_its_units_at_every_position() -> None:
     conv1, conv2, *_ = layer_sizes(FineGrainedCNN(), (torch.rand(3, 1, 28, 28),))
     assert conv1 == LayerSize(32 * 25 + 32, 32 * 24 * 24)
     assert conv2 == LayerSize(32 * 32 * 25 + 32, 32 * 20 * 20)
+
+
+def test_alexnet_has_the_asked_units_in_its_classifier() -> None:
+    """torchvision's five convolutions, then 9,216-30-30-3."""
+    module = alexnet(classes=3, fc_parameter=30)
+    sizes = layer_sizes(module, (torch.rand(2, 3, 64, 64),))
+    assert sizes[0] == LayerSize(64 * 3 * 121 + 64, 64 * 15 * 15)
+    assert [s.parameters for s in sizes[5:]] == [9216 * 30 + 30, 30 * 30 + 30, 30 * 3 + 3]
+    assert sum(s.parameters for s in sizes) == sum(p.numel() for p in module.parameters())
 
 
 def test_a_recurrent_layer_is_one_layer() -> None:

@@ -8,6 +8,11 @@ how far it moves.
 
 *Across groups*: `scores` divides by the mean of each group where the figures of two layers do not compare by
 themselves. Else a global ranking empties the layer with the smallest weights.
+
+*Measured* on Fashion-MNIST: a residual CNN with batch norm and a plain one, half of all channels out, no fine-tuning,
+share of the accuracy that is left, mean of 2 seeds. `ranked`: fisher .56 and .83, lamp .45 and .40, taylor .32 and .58,
+l1 .30 and .16, l2 .25 and .22, fpgm .21 and .48, random .16 and .35. Fisher divided by group means: .20 and .89. So:
+fisher where there are data, as it is, in one ranking of all; lamp where there are none.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from compress.pruning.operators import ARGUMENTS, Use, describe, macs_of, tensor
 from compress.pruning.splits import Split, splits_of
 from compress.pruning.tracking import VIEWS, Parameters, Tracker
 from compress.pruning.values import LayerUse
+from compress.quiet import quiet
 
 Flags = NDArray[np.bool_]
 
@@ -80,7 +81,8 @@ class Prober:
         self.seen = self._discover()
 
     def _discover(self) -> Seen:
-        mode = _Discovery(self.parameters)
+        batch = next((leaf.shape[0] for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor) and leaf.ndim), 1)
+        mode = _Discovery(self.parameters, batch)
         try:
             with self._quiet():
                 mode.run(self.module, self.inputs)
@@ -134,7 +136,7 @@ class Prober:
         torch.set_num_threads(1)
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), quiet():
                 torch.manual_seed(0)
                 yield
         finally:
@@ -181,9 +183,9 @@ class _Mode(TorchFunctionMode):
 class _Discovery(_Mode):
     """The first pass, with the true values: which calls there are, what they read and write, and their shapes."""
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, batch: int) -> None:
         super().__init__()
-        self.seen = Seen()
+        self.seen, self._batch = Seen(), max(1, batch)
         self._track = Tracker(parameters)
 
     def weighted(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -206,7 +208,7 @@ class _Discovery(_Mode):
             input_shape=tuple(source.shape),
             output_shape=tuple(made.shape),
             weight_shape=tuple(self._track.parameters.tensors[use.weight].shape),
-            macs=macs_of(name, args, kwargs, output),
+            macs=macs_of(name, args, kwargs, output) // self._batch,
             arguments=use.arguments,
         )
 

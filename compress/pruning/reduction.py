@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from compress.pruning.evidence import from_weights
 from compress.pruning.groups import channel_groups
 from compress.pruning.history import History, Round, Trial
 from compress.pruning.importance import scores as importance_of
+from compress.pruning.pruned import as_tuple, held
 from compress.pruning.surgery import cut, kept_of
 from compress.pruning.values import ChannelGroup, Kept
 from compress.training import FineTuneConfig
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # Trains a module in place with the user's own loop; returns its loss and its accuracy (0..1) on held-out data.
 TrainAndEvaluate = Callable[[nn.Module], tuple[float, float]]
 
+ROUNDING = 1e-9  # a figure exactly on a threshold is within it
 NOISE = 0.1  # share of the thresholds: smaller differences between candidates mean nothing
 
 
@@ -48,7 +49,7 @@ class ReduceConfig:
     fresh: bool = (
         False  # re-initialise every candidate before it is retrained, as published: a baseline to compare with
     )
-    keep: tuple[str, ...] = ()  # name patterns of layers or parameters whose channels all stay (fnmatch: "features.*")
+    keep: tuple[str, ...] = ()  # name patterns of groups or parameters that stay whole (fnmatch: "features.*")
     epochs: float = 1.0  # passes over the training split for each candidate
     min_steps: int = 200  # optimizer steps for each candidate at least
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
@@ -105,7 +106,7 @@ class _Outcome:
 def reduce(
     module: nn.Module,
     train_and_evaluate: TrainAndEvaluate,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Any,
     config: ReduceConfig | None = None,
     *,
     original: tuple[float, float] | None = None,
@@ -117,16 +118,16 @@ def reduce(
     """Reduce ``module`` for as long as a retrained candidate stays within thresholds around the original.
 
     In each round every group of channels that can leave is probed with its step of channels fewer, those of least
-    importance. The ``probes`` candidates that lose the least importance are cut and retrained from their
-    trained weights; of those within both thresholds the best is kept: the one that saves the most parameters for what
-    it uses of the thresholds. Its group's step doubles; the step of a candidate outside the thresholds halves, and its
-    group waits until the others have had their turn. A step is never more than half of what a group has left. It ends
-    when no group is worth another probe, or after ``rounds``.
+    importance. The ``probes`` candidates that lose the least importance are cut and retrained from their trained
+    weights; of those within both thresholds the best is kept: the one that saves the most parameters for what it uses
+    of the thresholds. Its group's step doubles; the step of a candidate outside the thresholds halves, and its group
+    waits until the others have had their turn. A step is never more than half of what a group has left. It ends when
+    no group is worth another probe, or after ``rounds``.
 
     Args:
         module: Stays as it is.
         train_and_evaluate: Trains the module it is given in place, and returns its loss and accuracy on held-out data.
-        example_inputs: What the module is called with, each input (N, …).
+        example_inputs: A tensor or a tuple of tensors (N, …), as the forward takes them.
         config: The options; its fields for ``train_and_evaluate`` (epochs, finetune) are not used here.
         original: Loss and accuracy of ``module`` as it is; None: a copy of it is trained and evaluated first, and is
             what gets reduced.
@@ -142,8 +143,9 @@ def reduce(
         PruningError: no channels can leave, or the original's own loss and accuracy are not finite.
     """
     config = dataclasses.replace(config or ReduceConfig(), **fields)
-    found = channel_groups(module, example_inputs) if groups is None else groups
-    search = _Search(module, train_and_evaluate, example_inputs, config, _reducible(found, config), seed, progress)
+    inputs = as_tuple(example_inputs)
+    found = _reducible(held(channel_groups(module, inputs) if groups is None else groups, config.keep))
+    search = _Search(module, train_and_evaluate, inputs, config, found, seed, progress)
     search.start(original)
     while search.number < config.rounds and search.candidates():
         search.run_round()
@@ -151,17 +153,12 @@ def reduce(
     return Reduction(search.best, search.kept, history)
 
 
-def _reducible(groups: Sequence[ChannelGroup], config: ReduceConfig) -> list[ChannelGroup]:
-    chosen = [g for g in groups if g.frozen is None and g.channels > 1 and not _is_kept(g, config.keep)]
+def _reducible(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    chosen = [group for group in groups if group.frozen is None and group.channels > 1]
     if not chosen:
-        reasons = "; ".join(f"{g.name}: {g.frozen or 'kept, or a single channel'}" for g in groups[:3])
+        reasons = "; ".join(f"{group.name}: {group.frozen or 'a single channel'}" for group in groups[:3])
         raise PruningError(f"none of the {len(groups)} channel groups can be reduced ({reasons}). See reduce.keep.")
     return chosen
-
-
-def _is_kept(group: ChannelGroup, patterns: Sequence[str]) -> bool:
-    names = {group.name, *(member.name for member in group.members if member.role == "out")}
-    return any(fnmatch(name, pattern) for name in names for pattern in patterns)
 
 
 class _Search:
@@ -229,20 +226,18 @@ class _Search:
         best = max(within, key=self._trade) if within else None
         if best is not None:
             self._keep(best)
-        last, trials = self.rounds[-1], tuple(o.trial for o in outcomes)
-        after = dataclasses.replace(
-            last,
-            number=last.number + 1,
+        now = self.rounds[-1] if best is None else best.trial
+        after = Round(
+            number=self.number + 1,
             widths=self._widths(),
+            loss=now.loss,
+            accuracy=now.accuracy,
+            parameters=now.parameters,
+            capacity=now.capacity,
             seconds=time.perf_counter() - started,
             chosen=None if best is None else best.candidate.group.name,
-            trials=trials,
+            trials=tuple(outcome.trial for outcome in outcomes),
         )
-        if best is not None:
-            t = best.trial
-            after = dataclasses.replace(
-                after, loss=t.loss, accuracy=t.accuracy, parameters=t.parameters, capacity=t.capacity
-            )
         self.rounds.append(after)
         logger.info("round %d: %s", after.number, after.chosen or "no candidate within the thresholds")
 
@@ -289,7 +284,7 @@ class _Search:
         if self._config.fresh:
             reinitialise(module, self._seed + self._trainings)
         loss, accuracy = self._trained(module)
-        within = loss <= self.loss_limit and accuracy >= self.accuracy_limit
+        within = loss <= self.loss_limit + ROUNDING and accuracy >= self.accuracy_limit - ROUNDING
         trial = Trial(
             group=name,
             removed=candidate.removed,
@@ -316,8 +311,8 @@ class _Search:
         saved = 1 - outcome.trial.parameters / self.rounds[-1].parameters
         first, trial, config = self.rounds[0], outcome.trial, self._config
         used = max(
-            (trial.loss - first.loss) / max(config.loss_threshold, 1e-9),
-            (first.accuracy - trial.accuracy) / max(config.accuracy_threshold, 1e-9),
+            (trial.loss - first.loss) / max(config.loss_threshold, ROUNDING),
+            (first.accuracy - trial.accuracy) / max(config.accuracy_threshold, ROUNDING),
         )
         return saved / max(used, NOISE)
 
