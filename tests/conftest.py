@@ -25,6 +25,14 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # timings of layers stay out 
 # Small enough for seconds, real enough that accuracy means something: 900 of the digits, 8x8 pixels.
 SAMPLES = 900
 QUICK: dict[str, Any] = {
+    "prune": {
+        "macs": 0.7,
+        "rounds": 1,
+        "epochs": 1.0,
+        "min_steps": 80,
+        "round_to": 1,
+        "finetune": {"batch_size": 32, "learning_rate": 0.005},
+    },
     "sparsify": {
         "sparsity": 0.6,
         "rounds": 1,

@@ -27,7 +27,7 @@ needs_cuda_provider = pytest.mark.skipif(
 @needs_torch_cuda
 def test_fine_tuning_on_the_gpu_gives_a_sparse_model_within_the_budget(quick: Quick, tmp_path: Path) -> None:
     report = run(quick(device="cuda"))
-    sparse = next(m for m in report.measurements if m.variant.name == "sparse-fp32")
+    sparse = next(m for m in report.measurements if m.variant.name == "pruned-sparse-fp32")
     assert sparse.sparsity > 0.55
     assert report.verdict.passed
 

@@ -44,11 +44,12 @@ def candidate_widths(group: ChannelGroup, floor: float = 0.0, round_to: int = 1)
 
     A group of at least ``2 * round_to`` channels keeps a multiple of ``round_to``, or everything. A channel of several
     neurons counts as so many: heads of 64 are multiples of 8 already. Narrower groups have every width: rounding would
-    leave them no choice.
+    leave them no choice. Both go by the width before earlier cuts.
     """
+    whole = group.before or group.channels
     step = round_to // gcd(round_to, _neurons(group))
-    least = max(1, ceil(floor * group.channels - 1e-9))
-    if group.channels < 2 * step:
+    least = min(max(1, ceil(floor * whole - 1e-9)), group.channels)
+    if whole < 2 * step:
         return list(range(least, group.channels + 1))
     return [*range(ceil(least / step) * step, group.channels, step), group.channels]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compress.data.splits import Split
 from compress.errors import PruningError
 from compress.pruning.values import ChannelGroup, Member
-from compress.training.finetune import FineTuneConfig, _log_scores, loss_of
+from compress.training.finetune import FineTuneConfig, log_scores, loss_of
 from compress.values import Progress, silent
 
 # The model's outputs, the labels (N,) or None, and what random draws are made from -> the mean loss of the samples.
@@ -101,7 +101,7 @@ def answer_loss(outputs: Any, labels: Tensor | None, generator: torch.Generator)
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise PruningError(f"gradients were asked of outputs (N, C) of a classifier, found {found}. Give a loss.")
     if labels is None:
-        probabilities = F.softmax(_log_scores(outputs, outputs), dim=1).detach().cpu()
+        probabilities = F.softmax(log_scores(outputs, outputs), dim=1).detach().cpu()
         labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(outputs.device)
     return loss_of(outputs, None, labels, FineTuneConfig())
 

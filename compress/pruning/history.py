@@ -139,4 +139,4 @@ def _draw_limits(axes: Axes, history: History) -> None:
 
 def _draw_share(axes: Axes, numbers: Sequence[int], values: Sequence[int], label: str) -> None:
     axes.step(numbers, [value / values[0] for value in values], where="post", label=label)
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")

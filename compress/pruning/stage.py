@@ -41,6 +41,7 @@ Importance = Literal["l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher",
 # How many times faster the second model is than the first, both as float ONNX on this machine.
 MeasureSpeedup = Callable[[Model, Model], float]
 
+CLOSE = 1.03  # a share within this factor of another is the same: timings are no better
 MEASUREMENTS = 3  # of a model before it is trained, to find the widths that reach a speed-up
 
 
@@ -55,7 +56,7 @@ class PruneConfig:
     objective: Objective = "macs"  # what the search halves where none of the above is given: macs, parameters, latency
     start: float = 0.5  # share 0..1 of the objective that is left where the search begins
     scope: Scope = "uniform"  # with ratio: of every group, or global: of all together
-    importance: Importance = "l2"  # which channels leave first
+    importance: Importance = "fisher"  # which channels leave first
     floor: float = 0.1  # share 0..1 of its channels that every group keeps at least
     round_to: int = 8  # kept counts are multiples of it where a group is wide enough; 1: any count
     keep: tuple[str, ...] = ()  # name patterns of groups or parameters that stay whole (fnmatch: "layer4.*")
@@ -148,10 +149,11 @@ def prune_to_budget(
     if context.data is None or context.original is None:
         raise PruningError("prune fine-tunes, so it needs a torch model and data: give --data.")
     search = _Search(model, config, context, measure)
-    for number in range(config.rounds):
+    while len(search.rounds) < config.rounds:
         target = next_share(search.best.left if search.best is not None else None, search.failed, config)
-        if target is None or not search.run_round(target, number):
+        if target is None:
             break
+        search.run_round(target)
     plain = dataclasses.asdict(config)
     seconds = time.perf_counter() - started
     figures = search.figures()
@@ -206,17 +208,17 @@ class _Search:
         self.rounds: list[Round] = []
         self.recovery = Recovery(context.original, context.data, context, config.finetune)
 
-    def run_round(self, target: float, number: int) -> bool:
-        """Cut, train and score. False where no narrower model is to be had."""
-        base = self.best or self.dense
-        candidate = self._reach(base, target)
+    def run_round(self, target: float) -> None:
+        """Cut, train and score; where no narrower model is to be had, that counts as a failure without training."""
+        candidate = self._reach(self.best or self.dense, target)
         if candidate is None:
-            return False
+            self._fail(target)
+            return
         reestimate(candidate.module, self.data.train, seed=self.context.seed)
         outcome = self.recovery.train(
             candidate.module,
             steps=self.recovery.steps(self.config.epochs, self.config.min_steps),
-            seed=self.context.seed * 1000 + 500 + number,  # other batches than those of sparsify
+            seed=self.context.seed * 1000 + 500 + len(self.rounds),  # other batches than those of sparsify
             label=f"prune to {target:.0%} of the {self.config.goal[0]}",
         )
         within = outcome.drop <= self.allowed + 1e-9
@@ -226,8 +228,10 @@ class _Search:
         if within:
             self.best = candidate
         else:
-            self.failed = candidate.left if self.failed is None else max(self.failed, candidate.left)
-        return True
+            self._fail(max(target, candidate.left))
+
+    def _fail(self, left: float) -> None:
+        self.failed = left if self.failed is None else max(self.failed, left)
 
     def figures(self) -> dict[str, Any]:
         last = self.best or self.dense
@@ -253,27 +257,28 @@ class _Search:
     # -- one candidate -----------------------------------------------------------------------------------------------
 
     def _reach(self, base: Candidate, target: float) -> Candidate | None:
-        """A candidate that leaves ``target``; for a measured speed-up, as measured on the exported model."""
-        asked = target
-        for attempt in range(MEASUREMENTS):
+        """A candidate that leaves ``target``, for a speed-up as measured on the exported model; None: there is none."""
+        counted, goal = self.config.goal
+        asked, reached = target, None
+        for _ in range(MEASUREMENTS):
             try:
                 candidate = self._cut(base, asked)
             except PruningError as error:
-                if not self.rounds and attempt == 0:
-                    raise
+                if goal is not None and not self.rounds and reached is None:
+                    raise  # what was asked for cannot be had, however it would score
                 logger.info("no further: %s", error)
-                return None
-            if candidate is None or self.config.goal[0] != "latency" or self.measure is None:
-                return candidate
-            faster = self.measure(self.model, dataclasses.replace(self.model, module=candidate.module))
-            candidate = dataclasses.replace(candidate, left=1 / faster)
-            if candidate.left <= target * 1.03 or attempt == MEASUREMENTS - 1:
-                return candidate
+                break
+            if counted == "latency" and self.measure is not None and candidate is not None:
+                faster = self.measure(self.model, dataclasses.replace(self.model, module=candidate.module))
+                candidate = dataclasses.replace(candidate, left=1 / faster)
+            reached = candidate or reached
+            if candidate is None or goal is None or candidate.left <= target * CLOSE:
+                break
             asked *= target / candidate.left
-        return candidate
+        return reached if reached is not None and reached.left < base.left / CLOSE else None
 
     def _cut(self, base: Candidate, target: float) -> Candidate | None:
-        structure = self.structure if base is self.dense else self._analyse(base.module)
+        structure = self.structure if base is self.dense else self._again(base)
         allocation = self._allocate(base, structure, target / base.left)
         pruned: PrunedModel = cut_what_can(base.module, structure.groups, allocation, self.example)
         if not pruned.kept:
@@ -291,18 +296,12 @@ class _Search:
         )
         ranking = scores(groups, evidence, config.importance)
         counted = config.goal[0]
-        floor = min(1.0, config.floor / base.left) if counted == "channels" else self._floor(base)
         if counted == "channels":
             if config.scope == "uniform":
                 return uniform(groups, ranking, 1 - share, config.round_to)
-            return ranked(groups, ranking, 1 - share, floor, config.round_to)
+            return ranked(groups, ranking, 1 - share, config.floor, config.round_to)
         latency = self._latency(base, structure) if counted == "latency" else None
-        return Budget(base.module, structure, ranking, counted, latency).allocate(share, floor, config.round_to)
-
-    def _floor(self, base: Candidate) -> float:
-        """The floor is a share of the original's channels; a narrower model is nearer to it."""
-        shares = [base.widths[n] / full for n, full in self.dense.widths.items() if n in base.widths and full]
-        return min(1.0, self.config.floor / (sum(shares) / len(shares))) if shares else self.config.floor
+        return Budget(base.module, structure, ranking, counted, latency).allocate(share, config.floor, config.round_to)
 
     def _left(self, base: Candidate, structure: Structure, widths: Mapping[str, int], target: float) -> float:
         """The share that ``widths`` leave of what the goal counts."""
@@ -324,6 +323,12 @@ class _Search:
     def _analyse(self, module: nn.Module) -> Structure:
         found = analyse(module, self.example, self.context.progress)
         return dataclasses.replace(found, groups=held(found.groups, self.config.keep))
+
+    def _again(self, base: Candidate) -> Structure:
+        """The structure of a model that was cut before: floors and rounding go by the original's widths."""
+        found = self._analyse(base.module)
+        groups = [dataclasses.replace(g, before=self.dense.widths.get(g.name)) for g in found.groups]
+        return dataclasses.replace(found, groups=groups)
 
     def _cost(self, candidate: Candidate) -> tuple[int, int]:
         """MACs of a sample and parameters."""

@@ -42,6 +42,8 @@ class ChannelGroup:
     frozen: str | None = None  # why no channel of it can leave, in one line; None: all but one can
     # False: a normalisation takes its statistics over these channels, so that the rest changes when some leave.
     exact: bool = True
+    # Channels before earlier cuts, which floors and rounding go by; None: there were none.
+    before: int | None = None
 
 
 @dataclass(frozen=True)

@@ -161,20 +161,20 @@ def loss_of(student: Tensor, teacher: Tensor | None, labels: Tensor | None, conf
         labels: (N,) int64, or None: the divergence alone.
     """
     like = teacher if teacher is not None else student
-    ours = _log_scores(student, like)
+    ours = log_scores(student, like)
     hard = F.cross_entropy(ours, labels) if labels is not None else None
     if teacher is None:
         if hard is None:
             raise DataError("training needs labels, or a teacher to learn from.")
         return hard
     t = config.temperature
-    targets = F.log_softmax(_log_scores(teacher, like) / t, dim=1)
+    targets = F.log_softmax(log_scores(teacher, like) / t, dim=1)
     # T² keeps the size of the gradient independent of the temperature (Hinton et al., section 2).
     soft = F.kl_div(F.log_softmax(ours / t, dim=1), targets, reduction="batchmean", log_target=True) * t * t
     return soft if hard is None else config.distillation * soft + (1 - config.distillation) * hard
 
 
-def _log_scores(outputs: Tensor, like: Tensor) -> Tensor:
+def log_scores(outputs: Tensor, like: Tensor) -> Tensor:
     """Probabilities become their logarithm, logits and log-probabilities stay: a softmax of either is then right."""
     sums = like.detach().sum(dim=1)
     if bool((like.detach() >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
