@@ -1,0 +1,228 @@
+"""The prune stage: where it searches, that it backs off, and what it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import nn
+
+from compress.data import DataOptions, load_data
+from compress.errors import PruningError, RecipeError
+from compress.opening import open_inputs
+from compress.pruning import PruneConfig, load_pruned, prune_to_budget
+from compress.pruning.stage import next_share
+from compress.recipe import Recipe
+from compress.training import FineTuneConfig, Recovery, reestimate
+from compress.values import Context, Model, silent
+from tests.conftest import tiny_cnn
+
+Quick = Callable[..., Recipe]
+SHORT = FineTuneConfig(batch_size=32, learning_rate=0.005)
+
+
+@pytest.fixture
+def opened(quick: Quick, tmp_path: Path) -> tuple[Model, Context]:
+    recipe = quick()
+    opened = open_inputs(recipe, silent)
+    assert opened.original is not None
+    return opened.original, opened.context(tmp_path, recipe, silent)
+
+
+def config(**fields: object) -> PruneConfig:
+    plain = {"rounds": 1, "epochs": 0.1, "min_steps": 20, "round_to": 1, "budget": 1.0, "finetune": SHORT}
+    return PruneConfig(**{**plain, **fields})  # type: ignore[arg-type]
+
+
+def test_each_success_halves_what_is_left_and_a_failure_backs_off_to_the_geometric_middle() -> None:
+    search = PruneConfig(start=0.5)
+    assert next_share(None, None, search) == 0.5
+    assert next_share(0.5, None, search) == 0.25
+    assert next_share(0.5, 0.25, search) == pytest.approx(0.125**0.5)
+    assert next_share(None, 0.5, search) == pytest.approx(0.5**0.5)
+
+
+def test_a_share_that_was_asked_for_is_the_end_of_the_search() -> None:
+    asked = PruneConfig(macs=0.3)
+    assert next_share(None, None, asked) == 0.3
+    assert next_share(0.3, None, asked) is None
+    assert next_share(None, 0.3, asked) == pytest.approx(0.3**0.5)
+
+
+@given(threshold=st.floats(0.01, 0.99), start=st.floats(0.05, 0.95))
+def test_the_search_ends_and_never_repeats_itself(threshold: float, start: float) -> None:
+    best, failed, tried = None, None, []
+    while (target := next_share(best, failed, PruneConfig(start=start))) is not None and target > 0.001:
+        assert 0 < target < 1
+        assert target not in tried
+        tried.append(target)
+        if target >= threshold:
+            best = target
+        else:
+            failed = target
+    assert len(tried) < 30
+
+
+def test_a_model_within_the_budget_comes_back_smaller_and_the_given_one_is_untouched(
+    opened: tuple[Model, Context],
+) -> None:
+    model, context = opened
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    smaller, record = prune_to_budget(model, config(macs=0.6), dataclasses.replace(context, max_drop=0.5))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
+    assert smaller.kept is not None
+    figures = record.figures
+    assert figures["macs"][1] <= 0.6 * figures["macs"][0]
+    assert figures["parameters"][1] == sum(p.numel() for p in smaller.module.parameters()) < figures["parameters"][0]
+    assert [r["within"] for r in figures["rounds"]] == [True]
+    conv = next(layer for layer in smaller.module.modules() if isinstance(layer, nn.Conv2d))
+    assert figures["widths"]["0"] == [8, conv.out_channels]
+
+
+def test_a_search_goes_on_from_the_best_and_keeps_against_the_original(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    smaller, record = prune_to_budget(model, config(rounds=2, start=0.7), dataclasses.replace(context, max_drop=0.9))
+    first, second = record.figures["rounds"]
+    assert first["within"]
+    assert second["within"]
+    assert second["macs"] < first["macs"]
+    assert smaller.kept is not None
+    for name, axes in smaller.kept.items():
+        for axis, index in axes.items():
+            assert len(index) == smaller.module.state_dict()[name].shape[axis]
+            assert int(index.max()) < model.module.state_dict()[name].shape[axis]
+
+
+def test_outside_the_budget_the_model_comes_back_as_it_was(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    tight = config(macs=0.12, rounds=1, min_steps=1, epochs=0.001, floor=0.0)
+    same, record = prune_to_budget(model, tight, dataclasses.replace(context, max_drop=0.0))
+    assert same is model
+    assert record.skipped is not None
+    assert "no reduction stayed within 0.0000 on validation" in record.skipped
+    assert record.figures["widths"]["0"] == [8, 8]
+
+
+def test_a_goal_out_of_reach_is_an_error_with_what_can_be_had(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    with pytest.raises(PruningError, match="out of reach"):
+        prune_to_budget(model, config(parameters=0.001, floor=0.9), context)
+
+
+class ByChannel:
+    """A made-up latency: a millisecond a channel."""
+
+    names = ("0", "6")
+
+    def many(self, widths: NDArray[np.float64]) -> NDArray[np.float64]:
+        return widths.sum(axis=1)
+
+    def milliseconds(self, widths: Mapping[str, int]) -> float:
+        return float(widths.get("0", 8) + widths.get("6", 32))
+
+
+def test_a_speed_up_is_measured_and_asked_for_again_where_it_falls_short(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.pruning.stage.layer_latency", lambda *_, **__: ByChannel())
+    model, context = opened
+    told: list[int] = []
+
+    def measure(before: Model, after: Model) -> float:
+        told.append(sum(p.numel() for p in after.module.parameters()))
+        return 1.2 if len(told) == 1 else 1.5
+
+    _, record = prune_to_budget(model, config(speedup=1.5), dataclasses.replace(context, max_drop=0.9), measure)
+    assert len(told) == 2
+    assert told[1] < told[0]
+    assert record.figures["rounds"][0]["left"] == pytest.approx(1 / 1.5)
+
+
+def test_the_same_seed_gives_the_same_weights(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    one, two = (prune_to_budget(model, config(macs=0.6), dataclasses.replace(context, max_drop=0.9)) for _ in range(2))
+    pairs = zip(one[0].module.state_dict().values(), two[0].module.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"ratio": 0.5, "speedup": 2.0}, "give one of ratio, speedup"),
+        ({"ratio": 1.0}, "ratio=1.0 must be within 0 < ratio < 1"),
+        ({"speedup": 1.0}, "speedup=1.0 must be above 1"),
+        ({"rounds": 0}, "rounds=0 must be at least 1"),
+        ({"floor": 2.0}, "floor=2.0 must be within 0..1"),
+    ],
+)
+def test_values_out_of_range_are_refused(fields: dict[str, float], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        PruneConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_statistics_are_those_of_the_data_after_reestimation(digits_file: Path) -> None:
+    train = load_data(f"npz:{digits_file}", DataOptions()).train
+    torch.manual_seed(0)
+    module = tiny_cnn().eval()
+    norm = module[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    reestimate(module, train, batches=100, batch_size=64)
+    (x,), _ = train.fetch(train.indices[: len(train.indices) // 64 * 64])
+    with torch.no_grad():
+        mean = module[0](x).mean((0, 2, 3))
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, mean, rtol=0.05, atol=0.02)
+    assert norm.momentum == 0.1
+    assert not any(layer.training for layer in module.modules())
+
+
+def test_a_model_that_did_not_change_loses_nothing(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    assert context.data is not None
+    assert Recovery(model, context.data, context, SHORT).drop(model.module) == 0.0
+
+
+def test_the_command_writes_what_can_be_read_back(
+    tmp_path: Path, model_file: Path, digits_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from compress.cli import main
+
+    out = tmp_path / "pruned"
+    arguments = ["prune", model_file, "--data", f"npz:{digits_file}", "--ratio", 0.25, "--out", out, "--max-drop", 0.5]
+    quick = ["--epochs", 0.1, "--rounds", 1, "--round-to", 1, "--set", "prune.min_steps=20"]
+    with pytest.raises(SystemExit) as left:
+        main([str(a) for a in (*arguments, *quick)])
+    told = capsys.readouterr().out
+    assert left.value.code in (0, None), told
+    assert {p.name for p in out.iterdir()} == {"weights.safetensors", "kept.json", "model.onnx"}
+    assert "0: 8 -> 6" in told
+    original = torch.load(model_file, weights_only=False)
+    again = load_pruned(original, out, torch.rand(2, 1, 8, 8))
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in original.parameters())
+
+
+def test_inspect_shows_groups_and_what_is_frozen(
+    model_file: Path, digits_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from compress.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["inspect", str(model_file), "--data", f"npz:{digits_file}", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {g["name"]: (g["channels"], g["frozen"]) for g in found["groups"]} == {
+        "0": (8, None),
+        "6": (32, None),
+        "8": (10, "reaches the output of the model"),
+    }
+    assert found["layers"][0] == {"weight": "0.weight", "operator": "conv2d", "macs": 8 * 9 * 64}
+    with pytest.raises(SystemExit):
+        main(["inspect", str(model_file), "--input", "1x8x8"])
+    assert "2 groups of 40 channels can be cut, 1 cannot." in capsys.readouterr().out
