@@ -97,7 +97,7 @@ def build(name: str, **options: Any) -> nn.Module:
     constructor, _, part = name.partition(".")
     if constructor in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # minutes of scipy, and a warning
-    if "fcn" in constructor or "deeplab" in constructor or part:
+    if part or constructor.startswith(("fcn", "deeplab", "lraspp")):
         options["weights_backbone"] = None
     module: nn.Module = torchvision.models.get_model(constructor, weights=None, **options)
     return module.get_submodule(part)
@@ -135,7 +135,10 @@ def variation(outputs: Any) -> float:
 
 
 def trains(module: nn.Module, inputs: Tensor) -> str:
-    """ "yes" where a forward in train mode and a backward run, else the error's first line; back in eval mode after."""
+    """Whether a forward in train mode and a backward run: "yes", or the error's first line.
+
+    Running statistics change; the module is in eval mode after.
+    """
     try:
         with quiet():
             total = sum(t.float().square().mean() for _, t in leaves(module.train()(inputs)))

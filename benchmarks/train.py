@@ -98,7 +98,7 @@ def alexnet_3000(folder: Path, seed: int) -> Trained:
     images = fetch_three_classes(folder)
     torch.manual_seed(seed)
     data = load_data(f"npz:{images}", DataOptions(channels=3, size=64, limit=6000))
-    return Trained(alexnet(), data, FineTuneConfig(batch_size=64, learning_rate=0.0003), 5, whole=True)
+    return Trained(alexnet(), data, FineTuneConfig(batch_size=64, learning_rate=0.0003), 4, whole=True)
 
 
 MODELS: dict[str, Callable[[Path, int], Trained]] = {

@@ -24,6 +24,13 @@ def Net(hidden):
 """
 # What a newcomer would not mind waiting for, cut short.
 QUICK = """
+[prune]
+rounds = 1
+min_steps = 60
+epochs = 1.0
+[reduce]
+epochs = 0.5
+min_steps = 60
 [sparsify]
 rounds = 1
 start = 0.5

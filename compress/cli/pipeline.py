@@ -26,9 +26,13 @@ from compress.cli.options import (
 @click.option("--out", type=click.Path(path_type=Path), help="The run directory. [default: compressed]")
 @click.option("--max-drop", type=float, help="Accuracy that may be lost, as a fraction. [default: 0.01]")
 @click.option("--objective", type=click.Choice(["size", "latency", "balanced"]), help="What ships. [default: balanced]")
-@click.option("--skip", multiple=True, metavar="STAGE", help="Leave out sparsify or quantize. Repeatable.")
+@click.option("--skip", multiple=True, metavar="STAGE", help="Leave out prune, sparsify or quantize. Repeatable.")
 @click.option("--resume", is_flag=True, default=None, help="Go on with the run in --out after its last finished stage.")
 @click.option("--overwrite", is_flag=True, default=None, help="Replace the run in --out.")
+@click.option(
+    "--speedup", type=float, help="What pruning aims at, as float ONNX here; default: the most in the budget."
+)
+@click.option("--ratio", type=float, help="Or: share of the channels that leave every group.")
 @click.option("--sparsity", type=float, help="Share of weights to remove; default: the most within the budget.")
 @click.option("--epochs", type=float, help="Passes over the training data in each round of fine-tuning. [default: 3]")
 @common_options()
@@ -37,7 +41,7 @@ from compress.cli.options import (
 @recipe_options()
 @click.option("--quiet", is_flag=True, help="No progress, only the result.")
 def pipeline(model: Path, quiet: bool, **options: Any) -> int:
-    """Compress MODEL: sparsify, export, quantize, benchmark, choose, report.
+    """Compress MODEL: prune, sparsify, export, quantize, benchmark, choose, report.
 
     MODEL is a pickled module, a state dict or safetensors file (with --factory), TorchScript, .pt2 or .onnx. The run
     directory gets model.onnx, its zip, report.md, report.html, report.json and every stage's files. Exit status 3 where

@@ -268,7 +268,7 @@ class _Search:
                     raise  # what was asked for cannot be had, however it would score
                 logger.info("no further: %s", error)
                 break
-            if counted == "latency" and self.measure is not None and candidate is not None:
+            if counted == "latency" and goal is not None and self.measure is not None and candidate is not None:
                 faster = self.measure(self.model, dataclasses.replace(self.model, module=candidate.module))
                 candidate = dataclasses.replace(candidate, left=1 / faster)
             reached = candidate or reached
