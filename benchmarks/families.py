@@ -20,6 +20,7 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,9 +224,8 @@ def by_peer(module: nn.Module, inputs: Tensor, structure: Structure) -> Cut:
 
 
 def judge(
-    cut: Cut, modules: tuple[nn.Module, nn.Module], groups: list[ChannelGroup] | tuple[ChannelGroup, ...], kept: Kept,
-    inputs: Tensor,
-) -> Cut:  # fmt: skip
+    cut: Cut, modules: tuple[nn.Module, nn.Module], groups: Sequence[ChannelGroup], kept: Kept, inputs: Tensor
+) -> Cut:
     """What became of a module (before, after): the same questions whoever cut it."""
     before, after = modules
     try:
@@ -245,7 +245,7 @@ def judge(
 
 
 def kept_by_values(before: nn.Module, after: nn.Module) -> Kept:
-    """What a cut kept of each parameter, found by its values: nearly all are different in a network of random weights."""
+    """What a cut kept of each parameter, found by its values: in a network of random weights nearly all differ."""
     originals = dict(before.named_parameters())
     kept: dict[str, dict[int, Tensor]] = {}
     for name, smaller in after.named_parameters():
@@ -258,7 +258,7 @@ def kept_by_values(before: nn.Module, after: nn.Module) -> Kept:
             if whole.shape[axis] != smaller.shape[axis]:
                 # The few values that occur twice are outvoted by the rest of their slice.
                 found = index.view(smaller.shape).movedim(axis, 0).reshape(smaller.shape[axis], -1).mode(dim=1).values
-                kept.setdefault(name, {})[axis] = found.unique()
+                kept.setdefault(name, {})[axis] = torch.unique(found)
     return kept
 
 
@@ -285,7 +285,7 @@ def markdown(rows: list[Row], machine: dict[str, Any]) -> str:
 def _cells(row: Row, cut: Cut) -> list[str]:
     """Seconds, form, error, training, parameters and MACs."""
     if cut.parameters is None or cut.macs is None or cut.error is None:
-        return [f"{cut.seconds:.1f} s", cut.form, "–", "–", cut.status, "–"]
+        return ["–", cut.form, "–", "–", cut.status, "–"]
     note = "" if cut.status == "ok" else f" ({cut.status})"
     return [
         f"{cut.seconds:.1f} s",

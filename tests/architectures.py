@@ -208,6 +208,89 @@ class Shuffled(nn.Module):
         return self.head(x).mean((2, 3))
 
 
+class Cells(nn.Module):
+    """Recurrent cells in a loop of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.gru, self.lstm = nn.Embedding(TOKENS, 8), nn.GRUCell(8, 12), nn.LSTMCell(12, 10)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), self.gru.hidden_size, dtype=self.head.weight.dtype)
+        a = b = torch.zeros(len(x), self.lstm.hidden_size, dtype=self.head.weight.dtype)
+        for step in range(x.shape[1]):
+            h = self.gru(self.embed(x[:, step]), h)
+            a, b = self.lstm(h, (a, b))
+        return self.head(a)
+
+
+class PackedSequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.head = nn.Embedding(TOKENS, 8), nn.LSTM(8, 12, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.full((len(x),), x.shape[1])
+        packed = nn.utils.rnn.pack_padded_sequence(self.embed(x), lengths, batch_first=True)
+        padded, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        return self.head(padded[:, -1])
+
+
+class RotaryGroupedQuery(nn.Module):
+    """Two heads of keys and values for four of queries, rotated by tables that all heads share; gated feed-forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(TOKENS, 32), nn.RMSNorm(32)
+        self.q, self.kv, self.out = nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False), nn.Linear(32, 32)
+        self.gate, self.up, self.down = nn.Linear(32, 48), nn.Linear(32, 48), nn.Linear(48, 32)
+        self.head = nn.Linear(32, 3)
+        self.register_buffer("cos", torch.randn(12, 8))
+        self.register_buffer("sin", torch.randn(12, 8))
+
+    def rotated(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return x * self.cos + torch.cat([-b, a], -1) * self.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        z = self.norm(h)
+        batch, length, _ = z.shape
+        q = self.rotated(self.q(z).view(batch, length, 4, 8).transpose(1, 2))
+        k, v = self.kv(z).view(batch, length, 2, 2, 8).permute(2, 0, 3, 1, 4)
+        k, v = self.rotated(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, length, -1)
+        h = h + self.out(a)
+        h = h + self.down(F.silu(self.gate(h)) * self.up(h))
+        return self.head(h.mean(1))
+
+
+class Unet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.up, self.mix = nn.ConvTranspose2d(16, 8, 2, 2), nn.Conv2d(16, 8, 3, padding=1)
+        self.mask, self.fine, self.edge = nn.Conv2d(8, 2, 1), nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = F.relu(self.down(x))
+        b = F.relu(self.deep(F.max_pool2d(a, 2)))
+        c = F.relu(self.mix(torch.cat([a, self.up(b)], 1)))
+        return self.mask(c), self.edge(F.pixel_shuffle(self.fine(c), 2))
+
+
+class HardCodedSlices(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.left, self.right = nn.Conv2d(3, 32, 3), nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.trunk(x))
+        return self.head(torch.cat([self.left(x[:, :16]), self.right(x[:, 16:])], 1).mean((2, 3)))
+
+
 def tokens() -> Tensor:
     return torch.arange(24).reshape(2, 12) % TOKENS
 
@@ -235,6 +318,11 @@ MODELS: dict[str, Make] = {
     "excited": lambda: (Excited(), images(3, 10)),
     "volume": lambda: (Volume(), torch.linspace(-1, 1, 432).reshape(2, 1, 6, 6, 6)),
     "gated": lambda: (Gated(), torch.linspace(-1, 1, 80).reshape(2, 2, 20)),
+    "cells": lambda: (Cells(), tokens()),
+    "packed sequence": lambda: (PackedSequence(), tokens()),
+    "rotary": lambda: (RotaryGroupedQuery(), tokens()),
+    "unet": lambda: (Unet(), images(3, 8)),
+    "hard-coded slices": lambda: (HardCodedSlices(), images(3, 8)),
     "shuffled": lambda: (Shuffled(), images(3, 6)),
 }
 

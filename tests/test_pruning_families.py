@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -39,10 +40,11 @@ Maker = Callable[[], nn.Module]
 def narrow(name: str, width: int = 128) -> nn.Module:
     """An AlexNet or VGG whose three linear layers have ``width`` hidden units in place of 4,096."""
     module = build(name, num_classes=10)
-    linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    classifier = module.get_submodule("classifier")
+    linear = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)]
     sizes = [linear[0].in_features, width, width, 10]
-    smaller = iter([nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)])
-    module.classifier = nn.Sequential(*(next(smaller) if isinstance(m, nn.Linear) else m for m in module.classifier))
+    smaller = {old: nn.Linear(*ends) for old, ends in zip(linear, itertools.pairwise(sizes), strict=True)}
+    module.add_module("classifier", nn.Sequential(*(smaller.get(m, m) for m in classifier.children())))
     return module
 
 

@@ -39,6 +39,11 @@ EXPECTED = {
     "excited": {"conv": 4, "squeeze": 4, "next": 4, "up": 6},
     "volume": {"conv": 8},
     "gated": {"conv": 8, "next": 6, "rnn": 10},
+    "cells": {"embed": 8, "gru": 12, "lstm": 10},
+    "packed sequence": {"embed": 8, "lstm": 12},
+    "rotary": {"embed": 32, "q": 2, "gate": 48},
+    "unet": {"down": 8, "deep": 16, "up": 8, "mix": 8, "fine": 4},
+    "hard-coded slices": {"trunk": 32, "left": 8, "right": 8},
 }
 
 

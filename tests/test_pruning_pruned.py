@@ -16,7 +16,7 @@ from compress.pruning.pruned import compose
 from compress.pruning.traced import TracedModule
 from tests.architectures import MODELS, TwoBranches, make
 
-TRACED = {"hard-coded view", "attention", "packed attention"}
+TRACED = {"hard-coded view", "attention", "packed attention", "rotary", "hard-coded slices"}
 EXACT = 1e-4  # relative, as the contract has it; in float64 a right cut is within 1e-12
 
 

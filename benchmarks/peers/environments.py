@@ -21,7 +21,7 @@ TIMEOUT_S = 600
 class Cut:
     """What became of a model; None: not known, for it did not come so far."""
 
-    seconds: float
+    seconds: float | None = None
     status: str = "ok"  # else what went wrong, in one line
     form: str = "class"  # or "traced"
     parameters: int | None = None
@@ -51,7 +51,7 @@ def cut_by_peer(module: nn.Module, size: int, hold: list[str]) -> tuple[Cut, nn.
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             told = next((line for line in lines if line.split(":")[0].endswith(("Error", "Exception"))), lines[-1])
-            return Cut(seconds=0.0, status=told[:200]), None
+            return Cut(status=told[:200]), None
         result = torch.load(pruned, weights_only=False)  # what our own child wrote
     return Cut(seconds=result["seconds"]), result["module"]
 

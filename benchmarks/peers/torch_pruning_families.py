@@ -1,4 +1,4 @@
-"""Half of all channels of one model, cut by Torch-Pruning 1.6.1: run by `benchmarks.families` in an environment of its own.
+"""Torch-Pruning 1.6.1 cuts half of all channels of one model. `benchmarks.families` runs it in its own environment.
 
     python torch_pruning_families.py model.pt pruned.pt --size 224 --hold fc
 

@@ -277,13 +277,8 @@ def _cell(call: Call, track: Tracker) -> Use | None:
     if any(track.name(w) is None for w in weights):
         return None
     use = _cells(track, call["input"], _listed(call["hidden"]), [weights], len(weights) == 4, 1, projected=False)
-    if len(_listed(call["hidden"])) == 1:
-        return Use(use.weight, use.ports, use.reads, use.writes[1:2])  # a cell has no sequence of outputs
-    return Use(use.weight, use.ports, use.reads, tuple(_shifted(w) for w in use.writes[1:]))
-
-
-def _shifted(write: Write) -> Write:
-    return Write(write.output - 1, write.axis, write.port, write.positions)
+    # A cell has no sequence of outputs: its states are what it returns.
+    return replace(use, writes=tuple(replace(write, output=write.output - 1) for write in use.writes[1:]))
 
 
 def _cells(

@@ -118,7 +118,7 @@ def prune(
     groups = held(found_structure.groups, keep)
     if all(group.frozen for group in groups):
         raise PruningError(f"{type(module).__name__} has no channels that can leave; `compress inspect` tells why.")
-    evidence = evidence_for(module, groups, importance, data, seed, progress)
+    evidence = evidence_for(module, groups, importance, data, seed=seed, progress=progress)
     ranking = scores(groups, evidence, importance)
     if ratio is not None:
         allocation = (
@@ -225,12 +225,14 @@ def evidence_for(
     groups: Sequence[ChannelGroup],
     importance: str,
     data: Split | None,
+    *,
     seed: int,
+    device: str = "cpu",
     progress: Progress = silent,
 ) -> Evidence:
     """What ``importance`` looks at: gradients on ``data`` only where it needs them."""
     if importance in NEEDS_DATA and data is not None:
-        return gather(module, groups, data, seed=seed, progress=progress)
+        return gather(module, groups, data, seed=seed, device=device, progress=progress)
     return from_weights(module, seed)
 
 

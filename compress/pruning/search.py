@@ -205,18 +205,35 @@ class Search:
             shape = self.prober.parameters.tensors[name].shape
             everything = self._along(name, next(a for a, size in enumerate(shape) if size > 1))
             reach[name] = self._reach(everything)[:-1]
-        open_ = {name: [a for a, s in enumerate(self.prober.parameters.tensors[name].shape) if s > 1] for name in reach}
-        while open_:
-            batch = [(self._along(name, axes.pop()), reach[name]) for name, axes in open_.items()]
+        left = {n: [a for a, s in enumerate(self.prober.parameters.tensors[n].shape) if s > 1] for n in reach}
+        crossed: set[str] = set()  # a set of channels hears some entries of them only, and along no axis
+        while left:
+            batch = [(self._along(name, axes.pop()), reach[name]) for name, axes in left.items()]
             for colour in _colours(batch):
                 for (sender, where), heard in zip(colour, self._members(colour), strict=True):
                     if where.any() and (heard.sum(axis=0) == 1).all():
                         self.join(sender.nodes[heard.argmax(axis=0)], self.read_nodes[np.flatnonzero(where)])
                         self.everyone.append(sender)
-                        del open_[sender.raw]
-            for name in [name for name, axes in open_.items() if not axes]:
-                self.freeze(f"meets {name}, none of whose axes runs along the channels", self.read_nodes[reach[name]])
-                del open_[name]
+                        del left[sender.raw]
+                    elif not self._hears_all(heard, np.flatnonzero(where)):
+                        crossed.add(sender.raw)
+            for name in [name for name, axes in left.items() if not axes]:
+                if name in crossed:
+                    reason = f"meets {name}, none of whose axes runs along the channels"
+                    self.freeze(reason, self.read_nodes[reach[name]])
+                del left[name]
+
+    def _hears_all(self, heard: Bits, at: Numbers) -> bool:
+        """Whether every set of channels hears all entries of an axis, as heads hear a table that all of them share.
+
+        Args:
+            heard: (entries, positions).
+            at: (positions,) of the reads.
+        """
+        sets = self.components()[self.read_nodes[at]]
+        order = np.argsort(sets, kind="stable")
+        starts = np.flatnonzero(np.diff(sets[order], prepend=-1))
+        return bool(np.logical_or.reduceat(heard[:, order], starts, axis=1).all())
 
     def _inputs(self) -> None:
         heard = self.send([], inputs=True)[:-1]

@@ -214,7 +214,7 @@ class _Search:
         if candidate is None:
             self._fail(target)
             return
-        reestimate(candidate.module, self.data.train, seed=self.context.seed)
+        reestimate(candidate.module, self.data.train, seed=self.context.seed, device=self.context.device)
         outcome = self.recovery.train(
             candidate.module,
             steps=self.recovery.steps(self.config.epochs, self.config.min_steps),
@@ -292,7 +292,13 @@ class _Search:
         if all(group.frozen for group in groups):
             raise PruningError("no channels can leave this model; `compress inspect` tells why.")
         evidence = evidence_for(
-            base.module, groups, config.importance, self.data.calibration, self.context.seed, self.context.progress
+            base.module,
+            groups,
+            config.importance,
+            self.data.calibration,
+            seed=self.context.seed,
+            device=self.context.device,
+            progress=self.context.progress,
         )
         ranking = scores(groups, evidence, config.importance)
         counted = config.goal[0]
