@@ -39,7 +39,7 @@ from compress.pruning import analyse, prune, relative_error
 from compress.pruning.exactness import evaluate, leaves, no_fast_path, relative_effect, signature
 from compress.pruning.groups import Structure
 from compress.pruning.traced import TracedModule
-from compress.pruning.values import ChannelGroup, Kept
+from compress.pruning.values import ChannelGroup, Kept, Member
 from compress.quiet import quiet
 
 RATIO = 0.5
@@ -107,13 +107,14 @@ def build(name: str, **options: Any) -> nn.Module:
 def enliven(module: nn.Module, inputs: Tensor) -> nn.Module:
     """Make an untrained network one whose outputs depend on all its channels, in place; left in eval mode.
 
-    Parameters that are constant (zero heads, layer scales of 1e-6, normalisation scales of 1) get noise, and batch
-    normalisations the statistics of ``inputs`` (N, C, H, W).
+    Parameters that are constant (zero heads, layer scales of 1e-6, normalisation scales of 1) get noise within ±0.2, no
+    value twice, and batch normalisations the statistics of ``inputs`` (N, C, H, W).
     """
     with torch.no_grad():
         for parameter in module.parameters():
             if bool((parameter == parameter.flatten()[0]).all()):
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+                noise = torch.randperm(parameter.numel()) / parameter.numel() - 0.5
+                parameter.add_(noise.view_as(parameter), alpha=0.4)
         norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -196,7 +197,7 @@ def find(module: nn.Module, inputs: Tensor) -> tuple[Structure, float]:
 def cut_by_us(module: nn.Module, inputs: Tensor, structure: Structure) -> Cut:
     started = time.perf_counter()
     try:
-        pruned = prune(module, inputs, ratio=RATIO, round_to=1, structure=structure)
+        pruned = prune(module, inputs[:1], ratio=RATIO, round_to=1, structure=structure)
     except PruningError as error:
         return Cut(status=first_line(error), seconds=time.perf_counter() - started)
     seconds = time.perf_counter() - started
@@ -206,7 +207,7 @@ def cut_by_us(module: nn.Module, inputs: Tensor, structure: Structure) -> Cut:
             seconds=seconds,
             form="traced" if isinstance(pruned.module, TracedModule) else "class",
             status="ok" if not refused else f"{len(refused)} groups left whole: {refused[0]} …",
-            effect=relative_effect(module, pruned.groups, pruned.kept, (inputs,)),
+            effect=relative_effect(module, pruned.groups, pruned.kept, (inputs[:1],)),
         ),
         (module, pruned.module),
         pruned.groups,
@@ -220,7 +221,8 @@ def by_peer(module: nn.Module, inputs: Tensor, structure: Structure) -> Cut:
     cut, pruned = cut_by_peer(module, inputs.shape[-1], hold)
     if pruned is None:
         return cut
-    return judge(cut, (module, pruned), structure.groups, kept_by_values(module, pruned), inputs)
+    kept = kept_by_values(module, pruned)
+    return judge(cut, (module, pruned), [readers(module, kept)], kept, inputs)
 
 
 def judge(
@@ -238,7 +240,7 @@ def judge(
         status="outputs change their shape" if changed else cut.status,
         parameters=sum(p.numel() for p in after.parameters()),
         macs=count_macs(after, inputs),
-        error=relative_error(before, after, groups, kept, (inputs,)),
+        error=relative_error(before, after, groups, kept, (inputs[:1],)),
         variation=variation(outputs),
         trains=trains(after, inputs),
     )
@@ -260,6 +262,15 @@ def kept_by_values(before: nn.Module, after: nn.Module) -> Kept:
                 found = index.view(smaller.shape).movedim(axis, 0).reshape(smaller.shape[axis], -1).mode(dim=1).values
                 kept.setdefault(name, {})[axis] = torch.unique(found)
     return kept
+
+
+def readers(module: nn.Module, kept: Kept) -> ChannelGroup:
+    """The columns of all weights that lost some, as one group: what the reference of somebody else's cut zeroes."""
+    members = []
+    for name in (name for name, axes in kept.items() if name.endswith("weight") and 1 in axes):
+        columns = torch.arange(module.get_parameter(name).shape[1])
+        members.append(Member(name, 1, "in", columns, columns))
+    return ChannelGroup("readers", max((len(m.index) for m in members), default=0), tuple(members))
 
 
 def first_line(error: BaseException) -> str:

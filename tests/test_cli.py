@@ -254,7 +254,7 @@ def test_the_bare_command_works_with_a_compress_toml_beside_the_model(
     folder.mkdir()
     (folder / "model.pt").write_bytes(model_file.read_bytes())
     (folder / "compress.toml").write_text(
-        f'data = "npz:{digits_file}"\nmax-drop = 0.2\nskip = ["sparsify"]\nobjective = "size"\n'
+        f'data = "npz:{digits_file}"\nmax-drop = 0.2\nskip = ["prune", "sparsify"]\nobjective = "size"\n'
         "[benchmark]\nseconds = 0.05\n[preprocess]\ncalibration = 64\n"
     )
     outcome = call("pipeline", folder / "model.pt")

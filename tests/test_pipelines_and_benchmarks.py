@@ -31,7 +31,8 @@ def test_every_recipe_is_valid_and_its_model_can_be_built(file: Path) -> None:
 def test_every_recipe_starts_with_its_evidence_and_the_commands_that_gave_it(file: Path) -> None:
     header = file.read_text().split("\n\n")[0]
     name = next(name for name in MODELS if f"benchmarks.train {name}" in header)
-    assert f"compress pipeline checkpoints/{name}/model.pt --recipe pipelines/{file.name}" in header
+    command = "reduce" if "\n[reduce]\n" in file.read_text() else "pipeline"
+    assert f"compress {command} checkpoints/{name}/model.pt --recipe pipelines/{file.name}" in header
     for word in ("n =", "torch 2.", "onnxruntime 1.", "95 %"):
         assert word in header, f"{file.name} does not tell its {word}"
 

@@ -43,7 +43,9 @@ def narrow(name: str, width: int = 128) -> nn.Module:
     classifier = module.get_submodule("classifier")
     linear = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)]
     sizes = [linear[0].in_features, width, width, 10]
-    smaller = {old: nn.Linear(*ends) for old, ends in zip(linear, itertools.pairwise(sizes), strict=True)}
+    smaller: dict[nn.Module, nn.Module] = {
+        old: nn.Linear(*ends) for old, ends in zip(linear, itertools.pairwise(sizes), strict=True)
+    }
     module.add_module("classifier", nn.Sequential(*(smaller.get(m, m) for m in classifier.children())))
     return module
 
@@ -198,7 +200,7 @@ def test_untrained_scales_that_vanish_are_made_to_matter() -> None:
     scale = module.get_parameter("features.1.0.layer_scale")
     assert float(scale.detach().abs().amax()) < 1e-5
     enliven(module, torch.randn(2, 3, size, size))
-    assert float(scale.detach().abs().amax()) > 0.1
+    assert float(scale.detach().abs().median()) > 0.05
 
 
 @each(["resnet18", "shufflenet_v2", "vit"])

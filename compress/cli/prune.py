@@ -32,7 +32,7 @@ IMPORTANCES = ("l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "rand
 @click.option("--ratio", type=float, help="Or: share of the channels that leave every group.")
 @click.option("--macs", type=float, help="Or: share of the multiply-accumulates that stays.")
 @click.option("--parameters", type=float, help="Or: share of the parameters that stays.")
-@click.option("--importance", type=click.Choice(IMPORTANCES), help="Which channels leave first. [default: fisher]")
+@click.option("--importance", type=click.Choice(IMPORTANCES), help="Which channels leave first. [default: lamp]")
 @click.option("--round-to", type=int, help="Kept counts are multiples of it; 1: any count. [default: 8]")
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Groups or parameters that stay whole: 'layer4.*'.")
 @click.option("--rounds", type=int, help="Fine-tunings at most. [default: 4]")

@@ -68,7 +68,7 @@ def prune(
     parameters: float | None = None,
     speedup: float | None = None,
     scope: Scope = "uniform",
-    importance: str | None = None,
+    importance: str = "lamp",
     floor: float = 0.1,
     round_to: int = 8,
     keep: Sequence[str] = (),
@@ -95,8 +95,7 @@ def prune(
         parameters: Share 0..1 of the parameters that stays at most.
         speedup: At least 1: how many times faster the layers with weights become in ONNX Runtime on this CPU. They
             are timed alone at several widths, and the widths chosen by a knapsack.
-        importance: A key of `compress.pruning.IMPORTANCES`; taylor and fisher need ``data``. None: fisher with data,
-            lamp without, the best of each kind when measured (see `compress.pruning.importance`).
+        importance: A key of `compress.pruning.IMPORTANCES`; taylor and fisher need ``data``.
         floor: Share 0..1 of its channels that every group keeps at least, but for a uniform ratio.
         round_to: Kept counts are multiples of it where a group is wide enough: kernels work in blocks. 1: any count.
         keep: Patterns (fnmatch) of group or parameter names that stay whole.
@@ -108,7 +107,6 @@ def prune(
         PruningError: nothing can be cut, or the target is out of reach; says what is.
     """
     inputs = as_tuple(example_inputs)
-    importance = importance or ("lamp" if data is None else "fisher")
     amounts = {"ratio": ratio, "macs": macs, "parameters": parameters, "speedup": speedup}
     given = {name: value for name, value in amounts.items() if value is not None}
     if len(given) != 1:

@@ -56,7 +56,7 @@ class PruneConfig:
     objective: Objective = "macs"  # what the search halves where none of the above is given: macs, parameters, latency
     start: float = 0.5  # share 0..1 of the objective that is left where the search begins
     scope: Scope = "uniform"  # with ratio: of every group, or global: of all together
-    importance: Importance = "fisher"  # which channels leave first
+    importance: Importance = "lamp"  # which channels leave first
     floor: float = 0.1  # share 0..1 of its channels that every group keeps at least
     round_to: int = 8  # kept counts are multiples of it where a group is wide enough; 1: any count
     keep: tuple[str, ...] = ()  # name patterns of groups or parameters that stay whole (fnmatch: "layer4.*")
