@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from compress.data import DataOptions, load_data
+from compress.opening import open_inputs
 from compress.recipe import Recipe, load_recipe
 from compress.training import FineTuneConfig, finetune
+from compress.values import Context, Model, silent
 
 # The models are tiny: threads that wait for each other would take longer than the work.
 torch.set_num_threads(1)
@@ -92,3 +95,12 @@ def quick(model_file: Path, digits_file: Path, tmp_path: Path) -> Any:
         return load_recipe(options.pop("model", model_file), {k: v for k, v in given.items() if k != "model"})
 
     return make
+
+
+@pytest.fixture
+def opened(quick: Callable[..., Recipe], tmp_path: Path) -> tuple[Model, Context]:
+    """The tiny model, and what its stages are given."""
+    recipe = quick()
+    opened = open_inputs(recipe, silent)
+    assert opened.original is not None
+    return opened.original, opened.context(tmp_path, recipe, silent)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.families import build, enliven, kept_by_values, trains, variation
+from benchmarks.families import build, enliven, kept_by_values, readers, trains, variation
 from compress.models import ensure_operators
 from compress.pruning import PrunedModel, channel_groups, prune, relative_error
 from compress.pruning.exactness import evaluate, leaves, relative_effect, signature
@@ -188,6 +188,17 @@ def test_what_somebody_else_kept_is_found_by_its_values(halved: Halved) -> None:
     expected = {name: axes for name, axes in halved.pruned.kept.items() if name in names}
     found = kept_by_values(halved.module, halved.pruned.module)
     assert plain(found) == plain(expected)
+
+
+@each(["resnet18", "resnext"])
+def test_somebody_elses_cut_is_judged_without_our_groups(halved: Halved) -> None:
+    module, smaller, inputs = halved.module, copy.deepcopy(halved.pruned.module), (halved.inputs,)
+    kept = kept_by_values(module, smaller)
+    assert relative_error(module, smaller, [readers(module, kept)], kept, inputs) < EXACT
+    with torch.no_grad():  # a reader whose columns are in another order than the channels
+        weight = smaller.get_parameter("layer2.0.conv1.weight")
+        weight.copy_(weight.roll(1, dims=1))
+    assert relative_error(module, smaller, [readers(module, kept)], kept, inputs) > 100 * EXACT
 
 
 def plain(kept: Kept) -> dict[str, dict[int, list[int]]]:

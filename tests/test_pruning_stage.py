@@ -17,24 +17,15 @@ from torch import nn
 
 from compress.data import DataOptions, load_data
 from compress.errors import PruningError, RecipeError
-from compress.opening import open_inputs
 from compress.pruning import PruneConfig, load_pruned, prune_to_budget
 from compress.pruning.stage import next_share
 from compress.recipe import Recipe
 from compress.training import FineTuneConfig, Recovery, reestimate
-from compress.values import Context, Model, silent
+from compress.values import Context, Model
 from tests.conftest import tiny_cnn
 
 Quick = Callable[..., Recipe]
 SHORT = FineTuneConfig(batch_size=32, learning_rate=0.005)
-
-
-@pytest.fixture
-def opened(quick: Quick, tmp_path: Path) -> tuple[Model, Context]:
-    recipe = quick()
-    opened = open_inputs(recipe, silent)
-    assert opened.original is not None
-    return opened.original, opened.context(tmp_path, recipe, silent)
 
 
 def config(**fields: object) -> PruneConfig:

@@ -11,25 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.errors import RecipeError, SparsityError
-from compress.opening import open_inputs
 from compress.recipe import Recipe
 from compress.sparsity import SparsifyConfig, sparsify, sparsity_of
 from compress.sparsity.masks import sparsifiable
 from compress.sparsity.stage import Masking, next_sparsity
 from compress.training import FineTuneConfig
-from compress.values import Context, Model, silent
+from compress.values import Context, Model
 from tests.conftest import tiny_cnn
 
 Quick = Callable[..., Recipe]
 SHORT = FineTuneConfig(batch_size=32, learning_rate=0.005)
-
-
-@pytest.fixture
-def opened(quick: Quick, tmp_path: Path) -> tuple[Model, Context]:
-    recipe = quick()
-    opened = open_inputs(recipe, silent)
-    assert opened.original is not None
-    return opened.original, opened.context(tmp_path, recipe, silent)
 
 
 def test_each_success_halves_what_is_left() -> None:
