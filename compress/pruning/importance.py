@@ -9,11 +9,11 @@ how far it moves.
 *Across groups*: `scores` divides by the mean of each group where the figures of two layers do not compare by
 themselves. Else a global ranking empties the layer with the smallest weights.
 
-*Measured* by benchmarks/importance.py, share of the accuracy that is left right after the cut (2,000 validation images,
-one run): MobileNetV2 at half of its multiply-accumulates lamp .55, fisher .38, taylor .37, random .19, l2 .14, fpgm .12,
-bn_scale .12, l1 .11; at half of its parameters lamp .99, taylor .88, fisher .87, random .74, l1 .47, bn_scale .44, fpgm
-.41, l2 .36. On the CNN of 228,010 parameters no order holds: at half of the MACs fisher .93, random .91, fpgm .87, taylor
-.83, lamp .82. So lamp is the default: the best where it matters, and it needs no data.
+*Measured* by benchmarks/importance.py, share of the accuracy that is left right after the cut (2,000 validation
+images, one run): MobileNetV2 at half of its multiply-accumulates lamp .55, fisher .38, taylor .37, random .19, l2
+.14, fpgm .12, bn_scale .12, l1 .11; at half of its parameters lamp .99, taylor .88, fisher .87, random .74, l1 .47,
+bn_scale .44, fpgm .41, l2 .36. On the CNN of 228,010 parameters no order holds: at half of the MACs fisher .93,
+random .91, fpgm .87, taylor .83, lamp .82. So lamp is the default: the best where it matters, and it needs no data.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,7 +150,7 @@ class Prober:
                     buffer.copy_(counters[name])
 
 
-class _Mode(TorchFunctionMode):
+class _Mode(TorchFunctionMode, ABC):
     """What both kinds of pass share: operators with weights go one way, reshapes another, the rest just runs."""
 
     def run(self, module: nn.Module, inputs: tuple[Any, ...]) -> object:
@@ -170,14 +171,17 @@ class _Mode(TorchFunctionMode):
             return self.splitting(func, args, kwargs)
         return self.other(name, func, args, kwargs)
 
+    @abstractmethod
     def weighted(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError
+        """A call of an operator that `compress.pruning.operators` knows."""
 
+    @abstractmethod
     def splitting(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError
+        """A reshape or a chunk."""
 
+    @abstractmethod
     def other(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError
+        """Any other call."""
 
 
 class _Discovery(_Mode):

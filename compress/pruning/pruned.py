@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 Scope = Literal["uniform", "global"]
 Objective = Literal["latency", "macs", "parameters"]
 
+_OBJECTIVES: Mapping[str, Objective] = {"macs": "macs", "parameters": "parameters", "speedup": "latency"}
+
 
 @dataclass(frozen=True)
 class PrunedModel:
@@ -107,32 +109,35 @@ def prune(
         PruningError: nothing can be cut, or the target is out of reach; says what is.
     """
     inputs = as_tuple(example_inputs)
-    amounts = {"ratio": ratio, "macs": macs, "parameters": parameters, "speedup": speedup}
+    name, amount = _one_of(ratio=ratio, macs=macs, parameters=parameters, speedup=speedup)
+    found = structure or analyse(module, inputs, progress)
+    groups = held(found.groups, keep)
+    if all(group.frozen for group in groups):
+        raise PruningError(f"{type(module).__name__} has no channels that can leave; `compress inspect` tells why.")
+    ranking = scores(groups, evidence_for(module, groups, importance, data, seed=seed, progress=progress), importance)
+    if name == "ratio" and scope == "uniform":
+        allocation = uniform(groups, ranking, amount, round_to)
+    elif name == "ratio":
+        allocation = ranked(groups, ranking, amount, floor, round_to)
+    else:
+        found = replace(found, groups=groups)
+        if name == "speedup" and latency is None:
+            latency = layer_latency(module, found, cache=cache, threads=threads, progress=progress)
+        budget = Budget(module, found, ranking, _OBJECTIVES[name], latency)
+        allocation = budget.allocate(1 / amount if name == "speedup" else amount, floor, round_to)
+    return cut_what_can(module, groups, allocation, inputs)
+
+
+def _one_of(**amounts: float | None) -> tuple[str, float]:
+    """The one amount that was given, within its range."""
     given = {name: value for name, value in amounts.items() if value is not None}
     if len(given) != 1:
         found = ", ".join(f"{n}={v}" for n, v in given.items()) or "none of them"
         raise PruningError(f"give one of ratio, macs, parameters and speedup; found {found}.")
-    found_structure = structure or analyse(module, inputs, progress)
-    groups = held(found_structure.groups, keep)
-    if all(group.frozen for group in groups):
-        raise PruningError(f"{type(module).__name__} has no channels that can leave; `compress inspect` tells why.")
-    evidence = evidence_for(module, groups, importance, data, seed=seed, progress=progress)
-    ranking = scores(groups, evidence, importance)
-    if ratio is not None:
-        allocation = (
-            uniform(groups, ranking, ratio, round_to)
-            if scope == "uniform"
-            else ranked(groups, ranking, ratio, floor, round_to)
-        )
-    else:
-        ((objective, amount),) = given.items()
-        if objective == "speedup" and latency is None:
-            latency = layer_latency(module, found_structure, cache=cache, threads=threads, progress=progress)
-        share = amount if objective != "speedup" else 1 / check_speedup(amount)
-        budget: Objective = "latency" if objective == "speedup" else objective  # type: ignore[assignment]
-        plan = Budget(module, replace(found_structure, groups=groups), ranking, budget, latency)
-        allocation = plan.allocate(share, floor, round_to)
-    return cut_what_can(module, groups, allocation, inputs)
+    ((name, value),) = given.items()
+    if name == "speedup" and value < 1:
+        raise PruningError(f"speedup={value} must be at least 1: 3 means a third of the time.")
+    return name, value
 
 
 @dataclass(frozen=True)
@@ -249,12 +254,6 @@ def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-
-
-def check_speedup(value: float) -> float:
-    if value < 1:
-        raise PruningError(f"speedup={value} must be at least 1: 3 means a third of the time.")
-    return value
 
 
 def compose(first: Kept, second: Kept) -> dict[str, dict[int, Tensor]]:
