@@ -259,7 +259,7 @@ def kept_by_values(before: nn.Module, after: nn.Module) -> Kept:
         for axis, index in enumerate(torch.unravel_index(places, whole.shape)):
             if whole.shape[axis] != smaller.shape[axis]:
                 # The few values that occur twice are outvoted by the rest of their slice.
-                found = index.view(smaller.shape).movedim(axis, 0).reshape(smaller.shape[axis], -1).mode(dim=1).values
+                found = index.view(smaller.shape).movedim(axis, 0).reshape(smaller.shape[axis], -1).median(dim=1).values
                 kept.setdefault(name, {})[axis] = torch.unique(found)
     return kept
 

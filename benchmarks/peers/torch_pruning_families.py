@@ -3,8 +3,9 @@
     python torch_pruning_families.py model.pt pruned.pt --size 224 --hold fc
 
 Settings are those of its torchvision examples: one step of GroupNormPruner at 0.5 in every layer with group magnitude
-(p=2) as importance, no rounding, the heads of each nn.MultiheadAttention told, ``hidden_dim`` of a VisionTransformer
-mended after. The layers to hold are listed by hand there; here `benchmarks.families` names those that make the outputs.
+(p=2) as importance, no rounding, the heads of each nn.MultiheadAttention told (each loses half of its dimensions),
+``hidden_dim`` of a VisionTransformer mended after. The layers to hold are listed by hand there; here
+`benchmarks.families` names those that make the outputs.
 
 model.pt and pruned.pt are pickled modules; the second lies in a dict with the seconds that it took.
 """
@@ -50,7 +51,7 @@ def halve(module: nn.Module, example: torch.Tensor, hold: list[str]) -> None:
         iterative_steps=1,
         pruning_ratio=0.5,
         round_to=None,
-        num_heads=heads,
+        out_channel_groups=heads,  # the example's `channel_groups`; with `num_heads` only feed-forward units leave
         ignored_layers=[module.get_submodule(name) for name in hold],
     )
     pruner.step()

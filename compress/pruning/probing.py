@@ -285,11 +285,11 @@ class _Pass(_Mode):
         return self.other("", func, args, kwargs)
 
     def other(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves = tree_leaves((args, kwargs)) if self._raw or self._remembering else ()
+        leaves = list(_tensors((args, kwargs))) if self._raw or self._remembering else []
         if any(id(leaf) in self._raw or id(leaf) in self._replaced for leaf in leaves):
             swap = {**self._raw, **self._replaced}
             args, kwargs = tree_map(lambda leaf: swap.get(id(leaf), leaf), (args, kwargs))
-            leaves = tree_leaves((args, kwargs))
+            leaves = list(_tensors((args, kwargs)))
         if not self._remembering:
             return self._recalled(lambda: func(*args, **kwargs), True)
         fresh = any(id(leaf) in self._fresh for leaf in leaves)
@@ -321,7 +321,7 @@ class _Pass(_Mode):
         if not needed:
             return self._memory[number]
         output = compute()
-        self._fresh.update((id(leaf), leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        self._fresh.update((id(leaf), leaf) for leaf in _tensors(output))
         return output
 
 
@@ -332,6 +332,18 @@ def _nan_like(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
     blanked: tuple[Any, ...] = tree_map(blank, inputs)
     return blanked
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operator; torch's own tree functions cost more than a pass."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
 
 
 def _in_place(name: str) -> bool:
