@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from benchmarks.families import build, enliven, kept_by_values, readers, trains, variation
 from compress.models import ensure_operators
 from compress.pruning import PrunedModel, channel_groups, prune, relative_error
-from compress.pruning.exactness import evaluate, leaves, relative_effect, signature
+from compress.pruning.exactness import evaluate, relative_effect, signature
+from compress.pruning.outputs import leaves
 from compress.pruning.traced import TracedModule
 from compress.pruning.values import Kept
 

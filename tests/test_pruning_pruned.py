@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from compress.errors import PruningError
 from compress.pruning import PrunedModel, channel_groups, load_pruned, prune, relative_error
-from compress.pruning.exactness import evaluate, leaves, relative_effect, signature
+from compress.pruning.exactness import evaluate, relative_effect, signature
+from compress.pruning.outputs import leaves
 from compress.pruning.pruned import compose
 from compress.pruning.traced import TracedModule
 from tests.architectures import MODELS, TwoBranches, make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,8 @@ from torch import nn
 FOLDER = Path("runs/peers/torch-pruning")
 REQUIREMENTS = Path(__file__).with_name("requirements-torch-pruning.txt")
 SCRIPT = Path(__file__).with_name("torch_pruning_families.py")
-TIMEOUT_S = 600
+TIMEOUT_S = 300
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b")  # the line of a traceback that says what happened
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def cut_by_peer(module: nn.Module, size: int, hold: list[str]) -> tuple[Cut, nn.
         except subprocess.TimeoutExpired:
             return Cut(seconds=TIMEOUT_S, status=f"not done after {TIMEOUT_S} s"), None
         if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            told = next((line for line in lines if line.split(":")[0].endswith(("Error", "Exception"))), lines[-1])
+            errors = [line for line in done.stderr.splitlines() if _ERROR.match(line)]
+            told = errors[-1] if errors else f"ended with status {done.returncode}"
             return Cut(status=told[:200]), None
         result = torch.load(pruned, weights_only=False)  # what our own child wrote
     return Cut(seconds=result["seconds"]), result["module"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import nn
+
+
+MEMORY_BYTES = 12 * 2**30  # address space: on swin_t its dependency graph grows for minutes, until the machine is full
 
 
 def ensure_operators() -> list[torch.library.Library]:
@@ -66,6 +70,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--hold", nargs="*", default=[])
     options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     libraries = ensure_operators()  # kept while the module is used
     module: Any = torch.load(options.model, weights_only=False).eval()
     example = torch.rand(1, 3, options.size, options.size)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +18,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from compress.pruning.outputs import leaves
 from compress.pruning.slicing import blocks_left, tensor_at
 from compress.pruning.values import ChannelGroup, Kept
 from compress.quiet import quiet
-
-Leaf = tuple[str, Tensor]  # where in the outputs, what
 
 # A leaf that is nearly zero beside the largest one is noise: measured against this share of the largest.
 _FLOOR = 1e-6
@@ -87,21 +85,6 @@ def evaluate(module: nn.Module, inputs: Sequence[Any]) -> Any:
             layer.training = flag
 
 
-def leaves(outputs: Any, path: str = "") -> Iterator[Leaf]:
-    """Every tensor of nested mappings, sequences and dataclasses, in order, each with its place."""
-    if isinstance(outputs, Tensor):
-        yield path, outputs
-    elif isinstance(outputs, Mapping):
-        for key, value in outputs.items():
-            yield from leaves(value, f"{path}[{key!r}]")
-    elif isinstance(outputs, list | tuple):
-        for number, value in enumerate(outputs):
-            yield from leaves(value, f"{path}[{number}]")
-    elif dataclasses.is_dataclass(outputs):
-        for field in dataclasses.fields(outputs):
-            yield from leaves(getattr(outputs, field.name), f"{path}.{field.name}")
-
-
 def signature(outputs: Any) -> list[str]:
     """What callers rely on: the place, shape and dtype of every output tensor."""
     return [f"output{path} {tuple(tensor.shape)} {tensor.dtype}" for path, tensor in leaves(outputs)]
@@ -132,13 +115,18 @@ def _relative_error(
 
 
 def _compare(reference_outputs: Any, outputs: Any) -> float:
-    expected = [t.double() for _, t in leaves(reference_outputs) if t.is_floating_point()]
-    found = [t.double() for _, t in leaves(outputs) if t.is_floating_point()]
-    if [t.shape for t in expected] != [t.shape for t in found]:
-        return torch.inf
+    expected = [t for _, t in leaves(reference_outputs)]
+    found = [t for _, t in leaves(outputs)]
+    if not expected or [t.shape for t in expected] != [t.shape for t in found]:
+        return torch.inf  # nothing to compare proves nothing
     pairs = [(a, b) for a, b in zip(expected, found, strict=True) if a.numel()]
-    overall = max((_largest(a) for a, _ in pairs), default=0.0)
-    errors = [_difference(a, b) / max(_largest(a), _FLOOR * overall, torch.finfo(torch.float64).tiny) for a, b in pairs]
+    if any(not torch.equal(a, b) for a, b in pairs if not a.is_floating_point()):
+        return torch.inf
+    floats = [(a.double(), b.double()) for a, b in pairs if a.is_floating_point()]
+    overall = max((_largest(a) for a, _ in floats), default=0.0)
+    errors = [
+        _difference(a, b) / max(_largest(a), _FLOOR * overall, torch.finfo(torch.float64).tiny) for a, b in floats
+    ]
     return max(errors, default=0.0)
 
 

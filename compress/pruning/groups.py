@@ -13,15 +13,18 @@ NaN goes into chosen channels of the layers' outputs, and where it arrives at th
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from compress.errors import PruningError
 from compress.pruning.members import collect
 from compress.pruning.probing import Prober
-from compress.pruning.search import Search
+from compress.pruning.search import UNPROVED, Search
 from compress.pruning.values import ChannelGroup, LayerUse
 from compress.values import Progress, silent
 
@@ -61,11 +64,35 @@ def channel_groups(module: nn.Module, example_inputs: Any, progress: Progress = 
 def analyse(module: nn.Module, example_inputs: Any, progress: Progress = silent) -> Structure:
     """`channel_groups` with the layers' calls and the number of passes that it took."""
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    search = Search(_prober(module, inputs), progress)
-    search.run()
+    copied, inputs = _for_probing(module, inputs)
+    search = _searched(copied, inputs, progress, remember=True)
+    if UNPROVED in search.frozen:  # what is remembered can hide NaN that was written in ways of the user's own
+        search = _searched(copied, inputs, progress, remember=False)
     groups = collect(search)
     logger.info("%d groups in %d passes", len(groups), search.prober.passes)
     return Structure(groups, search.prober.seen.layers, search.prober.passes)
+
+
+def _for_probing(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Any, ...]]:
+    """A copy in float32 on the CPU, whatever the module is in: a forward may change its buffers and parameters."""
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    try:
+        copied = copy.deepcopy(module).cpu().float()
+    except Exception as error:
+        raise PruningError(
+            f"{type(module).__name__} cannot be copied: {error}. Remove tensors that it keeps from earlier forwards."
+        ) from error
+
+    def plain(x: Tensor) -> Tensor:
+        return x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu()
+
+    return copied, tree_map_only(Tensor, plain, inputs)
+
+
+def _searched(module: nn.Module, inputs: tuple[Any, ...], progress: Progress, remember: bool) -> Search:
+    search = Search(_prober(module, inputs), progress, remember)
+    search.run()
+    return search
 
 
 def _prober(module: nn.Module, inputs: tuple[Any, ...]) -> Prober:

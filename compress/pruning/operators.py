@@ -50,6 +50,15 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_ALIASES = {
+    ("matmul", "other"): "weight",
+    ("mm", "mat2"): "weight",
+    ("addmm", "input"): "bias",
+    ("addmm", "mat1"): "input",
+    ("addmm", "mat2"): "weight",
+}
+
+
 @dataclass(frozen=True)
 class Link:
     """Positions of a port and the slices that they stand for, side by side."""
@@ -101,7 +110,8 @@ Reader = Callable[[Call, Tracker], "Use | None"]
 
 def bound(operator: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by aten's names; positional extras are left out."""
-    return {**dict(zip(ARGUMENTS[operator], args, strict=False)), **kwargs, "args": args}
+    named = {_ALIASES.get((operator, name), name): value for name, value in kwargs.items()}
+    return {**dict(zip(ARGUMENTS[operator], args, strict=False)), **named, "args": args}
 
 
 def describe(operator: str, args: Sequence[Any], kwargs: Mapping[str, Any], track: Tracker) -> Use | None:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from compress.errors import PruningError
 from compress.pruning.operators import ARGUMENTS, Use, describe, macs_of, tensors_read
+from compress.pruning.outputs import leaves as outputs_of
 from compress.pruning.splits import Split, splits_of
 from compress.pruning.tracking import VIEWS, Parameters, Tracker
 from compress.pruning.values import LayerUse
@@ -78,6 +79,7 @@ class Prober:
         self.passes = 0
         self._fills: dict[tuple[int, ...], Tensor] = {}
         self._memory: list[Any] | None = None
+        self._known: set[int] = set()  # tensors that hold no NaN: remembered, parameters, inputs
         self._generator = torch.Generator().manual_seed(0)
         self.seen = self._discover()
 
@@ -86,11 +88,17 @@ class Prober:
         mode = _Discovery(self.parameters, batch)
         try:
             with self._quiet():
-                mode.run(self.module, self.inputs)
+                output = mode.run(self.module, self.inputs)
         except Exception as error:
             raise PruningError(
                 f"{type(self.module).__name__} cannot run on the example inputs: {type(error).__name__}: {error}"
             ) from error
+        if not any(True for _ in outputs_of(output)):
+            raise PruningError(
+                f"{type(self.module).__name__} returns {type(output).__name__}, in which no tensor is found: what "
+                "reaches an output cannot be told. Return tensors, or a dict, tuple or dataclass of them."
+            )
+        self._static = {id(t) for t in (*_tensors(self.inputs), *self.module.parameters(), *self.module.buffers())}
         return mode.seen
 
     def run(self, injection: Injection, splits: bool = False, remember: bool = False) -> Arrivals:
@@ -110,15 +118,30 @@ class Prober:
             self.run(Injection({}))
         self.passes += 1
         mode = _Pass(self, injection, splits, self._memory if remember or self._memory == [] else None)
-        with self._quiet():
-            output = mode.run(self.module, _nan_like(self.inputs) if injection.inputs else self.inputs)
+        try:
+            with self._quiet():
+                output = mode.run(self.module, _nan_like(self.inputs) if injection.inputs else self.inputs)
+        except PruningError:
+            raise
+        except Exception as error:
+            raise PruningError(
+                f"the forward of {type(self.module).__name__} does not run with NaN in it: {type(error).__name__}: "
+                f"{error}. Take checks of values out of it in eval mode, or leave pruning out (--skip prune)."
+            ) from error
+        if self._memory is not None and not self._known:
+            self._known = self._static | {id(t) for t in _tensors(self._memory)}
         if mode.use != len(self.seen.uses):
             raise PruningError(
                 f"the forward of {type(self.module).__name__} took another path: {mode.use} calls of layers instead of "
                 f"{len(self.seen.uses)}. Its path must not depend on values."
             )
-        leaves = [leaf for leaf in tensors_in(output) if leaf.is_floating_point()]
+        leaves = [leaf for _, leaf in outputs_of(output) if leaf.is_floating_point()]
         return Arrivals(mode.reads, mode.splits, any(bool(leaf.isnan().any()) for leaf in leaves))
+
+    @property
+    def known(self) -> set[int]:
+        """Ids of tensors that hold no NaN in a pass that remembers."""
+        return self._known
 
     def fill(self, shape: tuple[int, ...]) -> Tensor:
         """Fresh finite values, all different: constants would make a hand-written variance zero."""
@@ -129,8 +152,10 @@ class Prober:
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
         """The module's mode, random state and counters as they were; no fused paths that hide operators."""
-        training = {name: part.training for name, part in self.module.named_modules()}
-        counters = {n: b.clone() for n, b in self.module.named_buffers() if not b.is_floating_point()}
+        training = {id(part): part.training for part in self.module.modules()}
+        buffers = [(b, b.clone()) for b in self.module.buffers()]
+        # A forward may keep its state in attributes: the next pass must not find the NaN of this one there.
+        state = [(part, dict(vars(part)), dict(part._buffers)) for part in self.module.modules()]
         fast, threads = torch.backends.mha.get_fastpath_enabled(), torch.get_num_threads()
         self.module.train(self.train)
         # Hundreds of short operators: one thread beats several that wait for each other.
@@ -143,11 +168,14 @@ class Prober:
         finally:
             torch.set_num_threads(threads)
             torch.backends.mha.set_fastpath_enabled(fast)
-            for name, part in self.module.named_modules():
-                part.training = training[name]
-            for name, buffer in self.module.named_buffers():
-                if name in counters:
-                    buffer.copy_(counters[name])
+            for part, attributes, own in state:
+                vars(part).clear()
+                vars(part).update(attributes)
+                part._buffers.clear()
+                part._buffers.update(own)
+                part.training = training[id(part)]
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 class _Mode(TorchFunctionMode, ABC):
@@ -195,6 +223,8 @@ class _Discovery(_Mode):
     def weighted(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Described first: what an operator reads may be changed in place later.
         use = describe(name, args, kwargs, self._track)
+        if use is not None:  # a parameter as data or initial state, not as weight
+            self.seen.raw.update(n for t in tensors_read(name, args, kwargs) if (n := self._track.name(t)) is not None)
         output = func(*args, **kwargs) if use is not None else self._plain(func, args, kwargs)
         self.seen.uses.append(use)
         self.seen.shapes.append([tuple(t.shape) for t in tree_leaves(output)] if use is not None else [])
@@ -217,8 +247,9 @@ class _Discovery(_Mode):
         )
 
     def splitting(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = tuple(args[0].shape)
-        tracked = self._track.name(args[0]) is not None
+        source = args[0] if args else kwargs["input"]
+        before = tuple(source.shape)
+        tracked = self._track.name(source) is not None
         output = self.other(operator_name(func), func, args, kwargs)
         self.seen.splits.append([] if tracked else splits_of(before, output, args, kwargs))
         return output
@@ -261,7 +292,8 @@ class _Pass(_Mode):
         if use is None:
             self.reads.append([])
             return self.other(name, func, args, kwargs)
-        tensors = [self._replaced.get(id(t), t) for t in tensors_read(name, args, kwargs)]
+        swap = {**self._raw, **self._replaced}
+        tensors = [swap.get(id(t), t) for t in tensors_read(name, args, kwargs)]
         self.reads.append([self._heard(t, read.axis) for t, read in zip(tensors, use.reads, strict=False)])
         if name in _PASSED_THROUGH:
             return self._recalled(lambda: tensors[0].clone(), self._may_hold(tensors[0]))
@@ -281,7 +313,8 @@ class _Pass(_Mode):
         number, self.split = self.split, self.split + 1
         if self.want_splits and number < len(self.prober.seen.splits):
             found = self.prober.seen.splits[number]
-            self.splits.append([nan_along(args[0], split.axis) for split in found])
+            source = args[0] if args else kwargs["input"]
+            self.splits.append([nan_along(source, split.axis) for split in found])
         return self.other("", func, args, kwargs)
 
     def other(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -292,7 +325,7 @@ class _Pass(_Mode):
             leaves = list(_tensors((args, kwargs)))
         if not self._remembering:
             return self._recalled(lambda: func(*args, **kwargs), True)
-        fresh = any(id(leaf) in self._fresh for leaf in leaves)
+        fresh = any(self._may_hold(leaf) for leaf in leaves)
         if fresh and _in_place(name) and not self._may_hold(args[0]):
             copy = args[0].clone()
             self._replaced[id(args[0])] = self._fresh[id(copy)] = copy
@@ -308,7 +341,8 @@ class _Pass(_Mode):
 
     def _may_hold(self, value: Any) -> bool:
         """Whether there may be NaN in it."""
-        return not self._remembering or id(value) in self._fresh
+        # What is neither of this pass nor remembered came from code that no mode sees, such as a scripted function.
+        return not self._remembering or id(value) in self._fresh or id(value) not in self.prober.known
 
     def _recalled(self, compute: Callable[[], Any], needed: bool) -> Any:
         """The result of this call: computed, or what the same call gave when nothing was NaN."""
@@ -347,7 +381,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _in_place(name: str) -> bool:
-    augmented = ("__iadd__", "__imul__", "__isub__", "__itruediv__")
+    augmented = ("__setitem__", "__iadd__", "__imul__", "__isub__", "__itruediv__", "__ipow__", "__iand__", "__ior__")
     return (name.endswith("_") and not name.endswith("__")) or name in augmented
 
 
@@ -369,17 +403,6 @@ def operator_name(func: Any) -> str:
     if name == "__get__":
         return str(getattr(func.__self__, "__name__", ""))
     return {"__matmul__": "matmul"}.get(name, name)
-
-
-def tensors_in(output: object) -> list[Tensor]:
-    """All tensors of a model's output, whatever holds them: tuples, mappings, dataclasses."""
-    if isinstance(output, Mapping):
-        return [t for value in output.values() for t in tensors_in(value)]
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        return [t for value in output for t in tensors_in(value)]
-    if hasattr(output, "__dataclass_fields__"):
-        return [t for name in output.__dataclass_fields__ for t in tensors_in(getattr(output, name))]
-    return [output] if isinstance(output, Tensor) else []
 
 
 @functools.cache

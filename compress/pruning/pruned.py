@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from compress.pruning.groups import Structure, analyse
 from compress.pruning.importance import NEEDS_DATA, scores
 from compress.pruning.lagrangian import knapsack
 from compress.pruning.latency import LatencyModel, measure_latency
+from compress.pruning.rewriting import Traces
 from compress.pruning.surgery import cut, kept_of
 from compress.pruning.values import ChannelGroup, Kept
 from compress.values import Progress, silent
@@ -109,6 +111,8 @@ def prune(
         PruningError: nothing can be cut, or the target is out of reach; says what is.
     """
     inputs = as_tuple(example_inputs)
+    if scope not in get_args(Scope):
+        raise PruningError(f"scope={scope!r} must be one of {', '.join(get_args(Scope))}.")
     name, amount = _one_of(ratio=ratio, macs=macs, parameters=parameters, speedup=speedup)
     found = structure or analyse(module, inputs, progress)
     groups = held(found.groups, keep)
@@ -180,13 +184,16 @@ def cut_what_can(
     narrower = [g for g in groups if g.name in allocation and len(allocation[g.name]) < g.channels]
     waiting = [narrower] if narrower else []
     accepted: list[ChannelGroup] = []
-    done: tuple[nn.Module, Kept] = (module, {})
+    if not narrower:
+        logger.warning("nothing leaves %s: ask for more, or for a smaller round_to.", type(module).__name__)
+    done: tuple[nn.Module, Kept] = (copy.deepcopy(module), {})
     refused: dict[str, str] = {}
+    traces: Traces = {}
     while waiting:
         batch = waiting.pop(0)
         kept = kept_of(module, groups, {g.name: allocation[g.name] for g in (*accepted, *batch)})
         try:
-            done = (cut(module, groups, kept, inputs), kept)
+            done = (cut(module, groups, kept, inputs, traces=traces), kept)
             accepted += batch
         except PruningError as error:
             if len(batch) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,13 +20,17 @@ from compress.pruning.traced import Program, Source, TracedModule
 from compress.pruning.tracing import follow_layers, trace, two_samples
 from compress.pruning.values import Kept
 
+# Train mode or not -> what `trace` found. Tracing is slow and does not depend on what is kept.
+Traces = dict[bool, tuple[Program, dict[str, Tensor]]]
 
-def rewrite(module: nn.Module, kept: Kept, inputs: Sequence[Any]) -> TracedModule:
+
+def rewrite(module: nn.Module, kept: Kept, inputs: Sequence[Any], traces: Traces | None = None) -> TracedModule:
     """The forward of ``module`` over what is kept of its parameters, with the sizes in it rewritten.
 
     Args:
         module: The original; left as it was.
         inputs: Positional arguments to trace with.
+        traces: Of the same module, from an earlier call; filled by this one.
 
     Returns:
         A trainable module with the state-dict names of the original.
@@ -33,11 +38,15 @@ def rewrite(module: nn.Module, kept: Kept, inputs: Sequence[Any]) -> TracedModul
     Raises:
         PruningError: the forward cannot be traced, or a size in it cannot follow; names the operator.
     """
+    traces = {} if traces is None else traces
     programs: dict[bool, Program] = {}
     constants: dict[str, Tensor] = {}
     for training in (True, False):
         traced = copy.deepcopy(module).train(training)
-        program, held = trace(traced, inputs)
+        if training not in traces:
+            traces[training] = trace(traced, inputs)
+        program, held = traces[training]
+        program = replace(program, graph=copy.deepcopy(program.graph))
         shrunk = shrinkage(program.graph, _with_holes(traced, kept, program.sources, held, two_samples(inputs)))
         rewrite_sizes(program.graph, shrunk)
         programs[training] = follow_layers(program, traced)

@@ -15,6 +15,7 @@ from compress.pruning.codes import NOBODY, SEVERAL, Bits, Numbers, compatible, c
 from compress.pruning.probing import Injection, Prober
 from compress.values import Progress
 
+UNPROVED = "its coupling could not be established"
 SMALL = 8  # a digit of at most so many values has a probe for each of them
 
 
@@ -36,8 +37,8 @@ class Search:
     Nodes are numbered: first the slices of the parameters, then the positions of the ports, then those of the reads.
     """
 
-    def __init__(self, prober: Prober, progress: Progress) -> None:
-        self.prober, self.progress = prober, progress
+    def __init__(self, prober: Prober, progress: Progress, remember: bool = True) -> None:
+        self.prober, self.progress, self.remember = prober, progress, remember
         self.uses = prober.seen.uses
         self.edges: list[tuple[Numbers, Numbers]] = []
         self.count = prober.parameters.count
@@ -153,7 +154,7 @@ class Search:
 
     def _reach(self, sender: Sender) -> Bits:
         """Where any channel of it is heard."""
-        return self.send([(sender, np.ones(sender.size, dtype=np.bool_))], remember=True)
+        return self.send([(sender, np.ones(sender.size, dtype=np.bool_))], remember=self.remember)
 
     def _coded(self, codes: Sequence[Bits]) -> Bits:
         """A pass for each bit of the codes, one (sender size, m) each: (reads + 1, m)."""
@@ -189,7 +190,7 @@ class Search:
         heard: list[list[Bits]] = [[] for _ in colour]
         for bit in range(max(code.shape[1] for code in codes)):
             flags = [(s, code[:, bit]) for (s, _), code in zip(colour, codes, strict=True) if bit < code.shape[1]]
-            arrived = self.send(flags, remember=True)
+            arrived = self.send(flags, remember=self.remember)
             for own, (_, where) in zip(heard, colour, strict=True):
                 own.append(arrived[:-1][where])
         return [
@@ -260,7 +261,7 @@ class Search:
         wrong = (found != NOBODY) & (found != expected)
         for position in np.flatnonzero(wrong):
             among = numbers[np.flatnonzero(compatible(seen[position : position + 1], code)[0])]
-            self.freeze("its coupling could not be established", np.flatnonzero(np.isin(component, among)))
+            self.freeze(UNPROVED, np.flatnonzero(np.isin(component, among)))
         _, some = np.unique(component, return_index=True)  # one node of each set
         at_split = [
             [np.stack(bits, axis=1) for bits in zip(*call, strict=True)] for call in zip(*at_splits, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +32,7 @@ def splits_of(before: tuple[int, ...], output: Any, args: tuple[Any, ...], kwarg
 
 def _factored(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Axes of ``before`` that a reshape to ``after`` cuts into several: (axis, factors larger than one)."""
-    if 0 in before or 0 in after:
+    if 0 in before or prod(before) != prod(after):  # empty, or a view as another dtype
         return
     i = j = 0
     while i < len(before) and j < len(after):

@@ -148,18 +148,23 @@ def prune_to_budget(
     started = time.perf_counter()
     if context.data is None or context.original is None:
         raise PruningError("prune fine-tunes, so it needs a torch model and data: give --data.")
-    search = _Search(model, config, context, measure)
+    plain = dataclasses.asdict(config)
+    try:
+        search = _Search(model, config, context, measure)
+    except PruningError as error:
+        if config.goal[1] is not None:
+            raise
+        return model, StageRecord("prune", plain, time.perf_counter() - started, skipped=str(error))
     while len(search.rounds) < config.rounds:
         target = next_share(search.best.left if search.best is not None else None, search.failed, config)
         if target is None:
             break
         search.run_round(target)
-    plain = dataclasses.asdict(config)
     seconds = time.perf_counter() - started
     figures = search.figures()
     if search.best is None:
         tried = ", ".join(f"{r.left:.0%} left dropped {r.drop:.4f}" for r in search.rounds)
-        reason = f"no reduction stayed within {search.allowed:.4f} on validation ({tried})"
+        reason = f"no reduction stayed within {search.allowed:.4f} on validation ({tried or search.refused})"
         return model, StageRecord("prune", plain, seconds, figures, skipped=reason)
     return (
         dataclasses.replace(model, module=search.best.module, kept=search.best.kept),
@@ -201,6 +206,9 @@ class _Search:
         calibration = context.data.calibration
         self.example = calibration.fetch(calibration.indices[:1])[0]
         self.structure = self._analyse(model.module)
+        if all(group.frozen for group in self.structure.groups):
+            raise PruningError("no channels can leave this model; `compress inspect` tells why.")
+        self.refused = ""  # why no narrower model could be had
         self.dense = Candidate(model.module, {}, 1.0, _widths(self.structure))
         self.allowed = config.budget * context.max_drop
         self.best: Candidate | None = None
@@ -266,7 +274,7 @@ class _Search:
             except PruningError as error:
                 if goal is not None and not self.rounds and reached is None:
                     raise  # what was asked for cannot be had, however it would score
-                logger.info("no further: %s", error)
+                self.refused = str(error)
                 break
             if counted == "latency" and goal is not None and self.measure is not None and candidate is not None:
                 faster = self.measure(self.model, dataclasses.replace(self.model, module=candidate.module))
@@ -284,13 +292,12 @@ class _Search:
         if not pruned.kept:
             return None
         left = self._left(base, structure, pruned.widths, target)
-        return Candidate(pruned.module, compose(base.kept, pruned.kept), left, pruned.widths)
+        # A group can be down to one channel, and then has no width of its own any more.
+        return Candidate(pruned.module, compose(base.kept, pruned.kept), left, {**base.widths, **pruned.widths})
 
     def _allocate(self, base: Candidate, structure: Structure, share: float) -> Allocation:
         config = self.config
         groups = structure.groups
-        if all(group.frozen for group in groups):
-            raise PruningError("no channels can leave this model; `compress inspect` tells why.")
         evidence = evidence_for(
             base.module,
             groups,

@@ -43,8 +43,8 @@ class TracedModule(nn.Module):
             self.register_buffer(name, buffer, persistent=name not in layers._non_persistent_buffers_set)
         for name, constant in constants.items():
             self.register_buffer(name, constant, persistent=False)
-        self._training_graph = fx.GraphModule(nn.Module(), training.graph)
-        self._evaluating_graph = fx.GraphModule(nn.Module(), evaluating.graph)
+        self._training_graph = fx.GraphModule(nn.Module(), _plain(training.graph))
+        self._evaluating_graph = fx.GraphModule(nn.Module(), _plain(evaluating.graph))
         self._sources = {True: training.sources, False: evaluating.sources}
         self._outputs = {True: training.outputs, False: evaluating.outputs}
         self.training = layers.training
@@ -75,3 +75,9 @@ class TracedModule(nn.Module):
             given[source] if isinstance(source, int) else reduce(getattr, source.split("."), self)
             for source in self._sources[self.training]
         ]
+
+
+def _plain(graph: fx.Graph) -> fx.Graph:
+    """The graph without the exporter's tracer, which cannot be unpickled."""
+    graph._tracer_cls = None
+    return graph

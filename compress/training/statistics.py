@@ -35,20 +35,34 @@ def reestimate(
         for layer in module.modules()
         if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.running_mean is not None
     ]
-    module.eval()
-    if not layers:
-        return
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # torch's sign for a plain mean over all batches
-        layer.train()
-    module.to(device)
+    module.to(device).eval()
     size = max(2, min(batch_size, len(split)))
+    sums = [[torch.zeros_like(s) for s in _statistics(layer)] for layer in layers]
+    count = 0
+    for layer in layers:
+        layer.train()
     with torch.no_grad():
         for inputs, _ in islice(split.batches(size, torch.Generator().manual_seed(seed)), batches):
-            if len(inputs[0]) > 1:  # one sample has no variance
-                module(*(x.to(device) for x in inputs))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
+            if not layers or len(inputs[0]) < 2:  # one sample has no variance
+                continue
+            for layer in layers:
+                layer.running_mean.zero_()  # type: ignore[union-attr]
+                layer.running_var.zero_()  # type: ignore[union-attr]
+                if layer.momentum is None and layer.num_batches_tracked is not None:
+                    layer.num_batches_tracked.zero_()
+            module(*(x.to(device) for x in inputs))
+            for total, layer in zip(sums, layers, strict=True):
+                for part, statistic in zip(total, _statistics(layer), strict=True):
+                    # From zero, one step of the running mean is momentum times the batch's own.
+                    part += statistic / (1.0 if layer.momentum is None else layer.momentum)
+            count += 1
+    for total, layer in zip(sums, layers, strict=True):
+        for part, statistic in zip(total, _statistics(layer), strict=True):
+            statistic.copy_(part / count) if count else None
     module.to("cpu").eval()
+
+
+def _statistics(layer: nn.modules.batchnorm._NormBase) -> tuple[torch.Tensor, torch.Tensor]:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return layer.running_mean, layer.running_var
