@@ -155,6 +155,17 @@ def test_a_path_that_only_training_takes_must_run_too() -> None:
     assert pruned.module.train()(X).shape == (2, 3)
 
 
+def test_a_head_that_training_runs_is_found_from_a_single_sample_too() -> None:
+    def forward(net: Net, x: Tensor) -> Any:
+        h = F.relu(net.a(x))
+        return (net.rest(h), net.aux(net.norm(h))) if net.training else net.rest(h)
+
+    module = Net(forward, norm=nn.BatchNorm1d(16), aux=nn.Linear(16, 2)).eval()
+    pruned = prune(module, X[:1], ratio=0.5, round_to=1)
+    assert pruned.kept["aux.weight"][1].numel() == 8
+    assert pruned.module.train()(X)[1].shape == (2, 2)
+
+
 def test_where_nothing_leaves_a_copy_comes_back(caplog: pytest.LogCaptureFixture) -> None:
     module = Net(lambda net, x: net.rest(net.a(x))).eval()
     pruned = prune(module, X, ratio=0.01)

@@ -23,7 +23,6 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-
 MEMORY_BYTES = 12 * 2**30  # address space: on swin_t its dependency graph grows for minutes, until the machine is full
 
 

@@ -25,6 +25,7 @@ from compress.errors import PruningError
 from compress.pruning.members import collect
 from compress.pruning.probing import Prober
 from compress.pruning.search import UNPROVED, Search
+from compress.pruning.tracing import two_samples
 from compress.pruning.values import ChannelGroup, LayerUse
 from compress.values import Progress, silent
 
@@ -102,7 +103,7 @@ def _prober(module: nn.Module, inputs: tuple[Any, ...]) -> Prober:
     idle = {n for n, p in module.named_parameters() if n.endswith("weight") and p.ndim > 1} - used - prober.seen.raw
     if idle:
         try:
-            training = Prober(module, inputs, train=True)
+            training = Prober(module, two_samples(inputs), train=True)  # one has no variance to normalise by
         except Exception as error:
             logger.info("some layers are idle in eval mode, and train mode does not run: %s", error)
             return prober

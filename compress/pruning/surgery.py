@@ -16,6 +16,7 @@ from compress.errors import PruningError
 from compress.pruning.exactness import evaluate, fixed_seed, relative_error, signature
 from compress.pruning.rewriting import Traces, rewrite
 from compress.pruning.slicing import slice_module, tensor_at
+from compress.pruning.tracing import two_samples
 from compress.pruning.values import ChannelGroup, Kept
 
 logger = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ def _objection_in_training(module: nn.Module, smaller: nn.Module, inputs: Sequen
     for candidate, told in ((module, None), (smaller, "it does not run in train mode ({})")):
         try:
             with torch.no_grad(), fixed_seed():
-                copy.deepcopy(candidate).train()(*copy.deepcopy(tuple(inputs)))
+                copy.deepcopy(candidate).train()(*copy.deepcopy(two_samples(inputs)))
         except Exception as error:
             return told.format(_first_line(error)) if told else None
     return None

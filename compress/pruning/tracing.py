@@ -105,7 +105,7 @@ def follow_layers(program: Program, module: nn.Module) -> Program:
 
 
 def two_samples(inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """A batch of one doubled: torch.export takes an axis of size one for a constant."""
+    """A batch of one doubled: torch.export takes an axis of one for a constant, and one sample has no variance."""
     tensors = [x for x in tree_leaves(tuple(inputs)) if isinstance(x, Tensor)]
     if not all(t.ndim and len(t) == 1 for t in tensors):
         return tuple(inputs)
