@@ -17,6 +17,7 @@ import gc
 import json
 import logging
 import re
+import shlex
 import statistics
 import sys
 import time
@@ -308,6 +309,17 @@ def _cells(row: Row, cut: Cut) -> list[str]:
     ]
 
 
+def earlier(target: Path) -> dict[str, Row]:
+    """Rows of an earlier run: those that are not measured again stay, and so does a peer's part without --peer."""
+    if not target.exists():
+        return {}
+    rows = json.loads(target.read_text())["families"]
+    return {
+        row["family"]: Row(**{**row, "cut": Cut(**row["cut"]), "peer": Cut(**row["peer"]) if row["peer"] else None})
+        for row in rows
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["torch-pruning"])
@@ -315,15 +327,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    rows: list[Row] = []
     machine = environment(torch.get_num_threads())
     cpu = re.sub(r"\W+", "-", machine["cpu"].lower()).strip("-") + ("-vnni" if "vnni" in machine["isa"] else "")
     target = options.out / f"families-torchvision-ratio{RATIO}-seed0-{cpu}-threads{machine['threads']}.json"
+    known = earlier(target)
     for name in options.only:
-        rows.append(measure(name, peer=options.peer is not None))
+        row = measure(name, peer=options.peer is not None)
+        before = known.get(name)
+        known[name] = dataclasses.replace(row, peer=row.peer or (before.peer if before else None))
         gc.collect()
-        print(markdown(rows, machine).splitlines()[1 + len(rows)], file=sys.stderr, flush=True)
-        report = {"schema": 1, "command": " ".join(sys.argv), "seed": 0, "ratio": RATIO, "environment": machine}
+        rows = [known[family] for family in FAMILIES if family in known]
+        print(f"{name}: groups in {row.find_s:.1f} s, error {row.cut.error}", file=sys.stderr, flush=True)
+        command = shlex.join(["python", "-m", "benchmarks.families", *sys.argv[1:]])
+        report = {"schema": 1, "command": command, "seed": 0, "ratio": RATIO, "environment": machine}
         report["families"] = [dataclasses.asdict(row) for row in rows]
         write_atomically(target, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
         write_atomically(target.with_suffix(".md"), markdown(rows, machine).encode())

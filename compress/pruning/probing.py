@@ -126,7 +126,8 @@ class Prober:
         except Exception as error:
             raise PruningError(
                 f"the forward of {type(self.module).__name__} does not run with NaN in it: {type(error).__name__}: "
-                f"{next(iter(str(error).splitlines()), '')}. Take checks of values out of it in eval mode, or leave pruning out (--skip prune)."
+                f"{next(iter(str(error).splitlines()), '')}. Take checks of values out of it in eval mode, or leave "
+                "pruning out (--skip prune)."
             ) from error
         if self._memory is not None and not self._known:
             self._known = self._static | {id(t) for t in _tensors(self._memory)}
