@@ -37,8 +37,9 @@ from compress.files import write_atomically
 from compress.measurement.environment import environment
 from compress.models import ensure_operators
 from compress.pruning import analyse, prune, relative_error
-from compress.pruning.exactness import evaluate, leaves, no_fast_path, relative_effect, signature
+from compress.pruning.exactness import evaluate, no_fast_path, relative_effect, signature
 from compress.pruning.groups import Structure
+from compress.pruning.outputs import leaves
 from compress.pruning.traced import TracedModule
 from compress.pruning.values import ChannelGroup, Kept, Member
 from compress.quiet import quiet
