@@ -8,7 +8,6 @@ squeeze-excite, whatever the user wrote) runs as it is, and carries the NaN alon
 from __future__ import annotations
 
 import contextlib
-import functools
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from compress.errors import PruningError
 from compress.pruning.operators import ARGUMENTS, Use, describe, macs_of, tensors_read
 from compress.pruning.outputs import leaves as outputs_of
 from compress.pruning.splits import Split, splits_of
+from compress.pruning.tensors import in_place, nan_along, nan_like, operator_name, tensors_of, unguarded
 from compress.pruning.tracking import VIEWS, Parameters, Tracker
 from compress.pruning.values import LayerUse
 from compress.quiet import quiet
@@ -98,7 +98,7 @@ class Prober:
                 f"{type(self.module).__name__} returns {type(output).__name__}, in which no tensor is found: what "
                 "reaches an output cannot be told. Return tensors, or a dict, tuple or dataclass of them."
             )
-        self._static = {id(t) for t in (*_tensors(self.inputs), *self.module.parameters(), *self.module.buffers())}
+        self._static = {id(t) for t in (*tensors_of(self.inputs), *self.module.parameters(), *self.module.buffers())}
         return mode.seen
 
     def run(self, injection: Injection, splits: bool = False, remember: bool = False) -> Arrivals:
@@ -120,7 +120,7 @@ class Prober:
         mode = _Pass(self, injection, splits, self._memory if remember or self._memory == [] else None)
         try:
             with self._quiet():
-                output = mode.run(self.module, _nan_like(self.inputs) if injection.inputs else self.inputs)
+                output = mode.run(self.module, nan_like(self.inputs) if injection.inputs else self.inputs)
         except PruningError:
             raise
         except Exception as error:
@@ -130,7 +130,7 @@ class Prober:
                 "pruning out (--skip prune)."
             ) from error
         if self._memory is not None and not self._known:
-            self._known = self._static | {id(t) for t in _tensors(self._memory)}
+            self._known = self._static | {id(t) for t in tensors_of(self._memory)}
         if mode.use != len(self.seen.uses):
             raise PruningError(
                 f"the forward of {type(self.module).__name__} took another path: {mode.use} calls of layers instead of "
@@ -192,7 +192,7 @@ class _Mode(TorchFunctionMode, ABC):
         kwargs = kwargs or {}
         if isinstance(func, types.FunctionType) and func.__name__ in _COMPOSITE:
             with self:
-                return _unguarded(func)(*args, **kwargs)
+                return unguarded(func)(*args, **kwargs)
         name = operator_name(func)
         if name in ARGUMENTS:
             return self.weighted(name, func, args, kwargs)
@@ -319,15 +319,15 @@ class _Pass(_Mode):
         return self.other("", func, args, kwargs)
 
     def other(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves = list(_tensors((args, kwargs))) if self._raw or self._remembering else []
+        leaves = list(tensors_of((args, kwargs))) if self._raw or self._remembering else []
         if any(id(leaf) in self._raw or id(leaf) in self._replaced for leaf in leaves):
             swap = {**self._raw, **self._replaced}
             args, kwargs = tree_map(lambda leaf: swap.get(id(leaf), leaf), (args, kwargs))
-            leaves = list(_tensors((args, kwargs)))
+            leaves = list(tensors_of((args, kwargs)))
         if not self._remembering:
             return self._recalled(lambda: func(*args, **kwargs), True)
         fresh = any(self._may_hold(leaf) for leaf in leaves)
-        if fresh and _in_place(name) and not self._may_hold(args[0]):
+        if fresh and in_place(name) and not self._may_hold(args[0]):
             copy = args[0].clone()
             self._replaced[id(args[0])] = self._fresh[id(copy)] = copy
             args = (copy, *args[1:])
@@ -356,61 +356,5 @@ class _Pass(_Mode):
         if not needed:
             return self._memory[number]
         output = compute()
-        self._fresh.update((id(leaf), leaf) for leaf in _tensors(output))
+        self._fresh.update((id(leaf), leaf) for leaf in tensors_of(output))
         return output
-
-
-def _nan_like(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    def blank(leaf: Any) -> Any:
-        floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return torch.full_like(leaf, float("nan")) if floating else leaf
-
-    blanked: tuple[Any, ...] = tree_map(blank, inputs)
-    return blanked
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors among the arguments or results of an operator; torch's own tree functions cost more than a pass."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
-
-
-def _in_place(name: str) -> bool:
-    augmented = ("__setitem__", "__iadd__", "__imul__", "__isub__", "__itruediv__", "__ipow__", "__iand__", "__ior__")
-    return (name.endswith("_") and not name.endswith("__")) or name in augmented
-
-
-def nan_along(tensor: Tensor, axis: int) -> Flags:
-    """At which positions of an axis there is any NaN: (extent,). A sum is one read of the tensor, and NaN stays."""
-    if not tensor.is_floating_point():
-        return np.zeros(tensor.shape[axis], dtype=np.bool_)
-    others = [a for a in range(tensor.ndim) if a != axis % tensor.ndim]
-    found: Flags = (tensor.sum(others) if others else tensor).isnan().numpy()
-    return found
-
-
-def operator_name(func: Any) -> str:
-    """aten's name of what was called: a builtin, a method, a property's getter or an overload."""
-    schema = getattr(func, "_schema", None)
-    if schema is not None:
-        return str(schema.name).removeprefix("aten::")
-    name = str(getattr(func, "__name__", ""))
-    if name == "__get__":
-        return str(getattr(func.__self__, "__name__", ""))
-    return {"__matmul__": "matmul"}.get(name, name)
-
-
-@functools.cache
-def _unguarded(func: types.FunctionType) -> Callable[..., Any]:
-    """The same function without its own check for modes, which would hand it back to the mode for ever."""
-    guards = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    scope = {**func.__globals__, **dict.fromkeys(guards, lambda *_: False)}
-    copy = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
