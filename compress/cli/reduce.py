@@ -121,7 +121,7 @@ def _show_sizes(history: History) -> None:
         ("parameters", first.parameters, last.parameters),
     ):
         unit = " bits" if what == "capacity" else ""
-        say(f"{what}: {before:,} -> {after:,}{unit} ({1 - after / before:.1%} less)")
+        say(f"{what}: {before:,} -> {after:,}{unit} ({1 - after / before:.2%} less)")
 
 
 def _show_test(original: Model, smaller: Model, data: Data) -> None:
