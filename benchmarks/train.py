@@ -3,6 +3,7 @@
     python -m benchmarks.train cnn            # checkpoints/cnn/model.pt, about 5 minutes on 2 cores
     python -m benchmarks.train mobilenetv2
     python -m benchmarks.train lstm
+    python -m benchmarks.train mlp-256 alexnet-half vgg16-quarter    # what iterative pruning and the curves start from
     python -m benchmarks.train mlp-3x2000     # and mlp-4x3000, alexnet: what `compress reduce` reduces
 
 Only the training split is used; validation and test accuracy are printed at the end. Same seed, same weights (on one
@@ -27,7 +28,7 @@ from benchmarks.three_classes import fetch_three_classes
 from compress.data import Data, DataOptions, Tokenizer, load_data, read_texts
 from compress.files import write_atomically
 from compress.measurement import accuracy, outputs_of
-from compress.models.reference import FineGrainedCNN, LSTMClassifier, alexnet, mlp
+from compress.models.reference import FineGrainedCNN, LSTMClassifier, alexnet, mlp, mnist_mlp, vgg16
 from compress.models.torchvision_compat import ensure_operators
 from compress.training import FineTuneConfig, finetune, plan_steps
 from compress.values import Model
@@ -101,10 +102,37 @@ def alexnet_3000(folder: Path, seed: int) -> Trained:
     return Trained(alexnet(), data, FineTuneConfig(batch_size=64, learning_rate=0.0003), 4, whole=True)
 
 
+def mlp_256(folder: Path, seed: int) -> Trained:
+    """The sigmoid MLP 784-256-10 on 4,096 images of MNIST; another seed is another split too, since test is small."""
+    torch.manual_seed(seed)
+    data = load_data("mnist-5k", DataOptions(test=0.09, limit=4096, split_seed=seed))
+    config = FineTuneConfig(optimizer="sgd", learning_rate=0.01, schedule="constant", warm_up=0, batch_size=32)
+    return Trained(mnist_mlp(), data, config, 40, whole=True)
+
+
+def alexnet_half(folder: Path, seed: int) -> Trained:
+    """AlexNet with half of its channels and hidden layers of 1,024 units, 25,600 images of Fashion-MNIST at 64 px."""
+    torch.manual_seed(seed)
+    data = load_data("fashion-mnist", DataOptions(channels=3, size=64, limit=25_600))
+    config = FineTuneConfig(batch_size=128, learning_rate=0.001)
+    return Trained(alexnet(10, 1024, width=0.5), data, config, 8, whole=True)
+
+
+def vgg16_quarter(folder: Path, seed: int) -> Trained:
+    """VGG-16 with a quarter of its channels, hidden layers of 1,024 units, 25,600 images of Fashion-MNIST at 32 px."""
+    torch.manual_seed(seed)
+    data = load_data("fashion-mnist", DataOptions(channels=3, size=32, limit=25_600))
+    config = FineTuneConfig(batch_size=128, learning_rate=0.001)
+    return Trained(vgg16(10, 1024, width=0.25), data, config, 8, whole=True)
+
+
 MODELS: dict[str, Callable[[Path, int], Trained]] = {
     "cnn": cnn,
     "mobilenetv2": mobilenetv2,
     "lstm": lstm,
+    "mlp-256": mlp_256,
+    "alexnet-half": alexnet_half,
+    "vgg16-quarter": vgg16_quarter,
     "mlp-3x2000": mlp_3x2000,
     "mlp-4x3000": mlp_4x3000,
     "alexnet": alexnet_3000,

@@ -49,6 +49,8 @@ class Opened:
             seed=recipe.seed,
             device=self.device,
             progress=progress,
+            objective=recipe.objective,
+            stored="float32" if "quantize" in recipe.skip else "int8",
         )
 
 
@@ -59,18 +61,12 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
         ModelError, DataError, RecipeError: in one or two lines.
     """
     progress("reading the model", 0, 0)
-    source = models.load(
-        recipe.model,
-        factory=recipe.factory,
-        factory_args=recipe.factory_args,
-        trust=recipe.trust,
-        trust_pickle=recipe.trust_pickle,
-    )
+    source = _read_model(recipe)
     data = _read_data(recipe, source, progress)
     inputs = data.inputs if data is not None else recipe.input_specs() or source.inputs
     if not inputs:
         raise RecipeError(
-            f"{recipe.model} does not say what its inputs look like, and there is no data to tell. "
+            f"{source.path} does not say what its inputs look like, and there is no data to tell. "
             "Give --data, or the sizes of one sample as --input 3x224x224."
         )
     identity = fingerprint(
@@ -90,8 +86,22 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
     original = models.bind(source, inputs, example)
     if data is not None and data.classes is not None:
         models.check_labels(original, example, data.classes)
-    notes = (*source.notes, *_at_chance(original, data))
+    notes = (*source.notes, *(_at_chance(original, data) if recipe.model is not None else ()))
     return Opened(source, data, original, State(model=original), example, notes, identity, device)
+
+
+def _read_model(recipe: Recipe) -> models.Source:
+    if recipe.model is None:
+        if recipe.factory is None:
+            raise RecipeError("there is no model. Give a file, or --factory MODULE:CALLABLE for new weights.")
+        return models.load_new(recipe.factory, recipe.factory_args, recipe.seed)
+    return models.load(
+        recipe.model,
+        factory=recipe.factory,
+        factory_args=recipe.factory_args,
+        trust=recipe.trust,
+        trust_pickle=recipe.trust_pickle,
+    )
 
 
 def _read_data(recipe: Recipe, source: models.Source, progress: Progress) -> Data | None:
@@ -102,7 +112,7 @@ def _read_data(recipe: Recipe, source: models.Source, progress: Progress) -> Dat
     options = recipe.preprocess
     if options.channels is None and source.module is not None and not recipe.data.startswith(("csv:", "python:")):
         options = replace(options, channels=_image_channels(source))
-    return load_data(recipe.data, options, beside=recipe.model.parent)
+    return load_data(recipe.data, options, beside=None if recipe.model is None else recipe.model.parent)
 
 
 def _at_chance(model: Model | OnnxModel, data: Data | None) -> tuple[str, ...]:

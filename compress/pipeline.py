@@ -65,7 +65,10 @@ def _prune(state: State, recipe: Recipe, context: Context) -> tuple[State, Stage
         return measured_speedup(before, after, recipe.export, context, recipe.benchmark.threads or 1)
 
     model, record = prune_to_budget(state.model, recipe.prune, context, measure)
-    return _changed(state, model, "pruned"), record
+    if model is state.model:
+        return state, record
+    # Written before sparsify, so that the report can tell what sparsity alone gains.
+    return _with_float_file(_changed(state, model, "pruned"), "prune", recipe, context)[0], record
 
 
 def _changed(state: State, model: Model, how: str) -> State:
@@ -79,11 +82,20 @@ def _sparsify(state: State, recipe: Recipe, context: Context) -> tuple[State, St
 
 
 def _export(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
-    if state.model is None or state.model is context.original:
-        return state, StageRecord("export", {}, 0.0, skipped="nothing changed since the baseline")
+    if state.model is None or state.variants[-1].name == _float_name(state):
+        return state, StageRecord("export", {}, 0.0, skipped=f"nothing changed since {state.variants[-1].name}")
+    return _with_float_file(state, "export", recipe, context)
+
+
+def _with_float_file(state: State, stage: str, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
+    """Export ``state.model``, as a variant."""
+    assert state.model is not None
     onnx, record = export(state.model, recipe.export, context)
-    variant = Variant("-".join((*state.changes, "fp32")), "export", onnx)
-    return replace(state, onnx=onnx, variants=(*state.variants, variant)), record
+    return replace(state, onnx=onnx, variants=(*state.variants, Variant(_float_name(state), stage, onnx))), record
+
+
+def _float_name(state: State) -> str:
+    return "-".join((*(state.changes or ("baseline",)), "fp32"))
 
 
 def _quantize(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
@@ -126,8 +138,8 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
     for stage in STAGES:
         config = getattr(recipe, stage.name, None) or recipe.export
         reason = _skipped(stage, recipe, opened)
-        budget = recipe.max_drop if "torch" in stage.needs else None
-        previous = fingerprint(previous=previous, config=config, seed=recipe.seed, max_drop=budget, reason=reason)
+        goal = (recipe.max_drop, recipe.objective, recipe.skip) if "torch" in stage.needs else None
+        previous = fingerprint(previous=previous, config=config, seed=recipe.seed, goal=goal, reason=reason)
         stored = workspace.finished(stage.directory, previous) if recipe.resume else None
         if stored is None:
             directory = workspace.begin(stage.directory)

@@ -24,7 +24,7 @@ from compress.onnx_export import ExportConfig
 from compress.pruning import PruneConfig, ReduceConfig
 from compress.quantization import QuantizeConfig
 from compress.reporting import Objective
-from compress.sparsity import SparsifyConfig
+from compress.sparsity import CurveConfig, SparsifyConfig, TrainConfig
 from compress.values import InputSpec
 
 Skippable = Literal["prune", "sparsify", "quantize"]
@@ -56,12 +56,15 @@ SHORT: Mapping[str, str | tuple[str, ...]] = {
     "threads": "benchmark.threads",
 }
 
+# Tables whose keys are names of the user's own: left as they are written, and replaced as a whole.
+OWN_NAMES = ("factory_args", "layers")
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a run."""
 
-    model: Path  # what `compress.models.load` takes
+    model: Path | None  # what `compress.models.load` takes; None: new weights from the factory (`compress train`)
     data: str | None = None  # what `compress.data.load_data` takes; None: synthetic inputs, no fine-tuning
     out: Path = Path("compressed")  # the run directory
     max_drop: float = 0.01  # fraction 0..1 of accuracy (of fidelity without labels) that may be lost
@@ -79,6 +82,8 @@ class Recipe:
     preprocess: DataOptions = field(default_factory=DataOptions)
     prune: PruneConfig = field(default_factory=PruneConfig)
     reduce: ReduceConfig = field(default_factory=ReduceConfig)  # of `compress reduce`; not part of the pipeline
+    curve: CurveConfig = field(default_factory=CurveConfig)  # of `compress curve`; not part of the pipeline
+    train: TrainConfig = field(default_factory=TrainConfig)  # of `compress train`; not part of the pipeline
     sparsify: SparsifyConfig = field(default_factory=SparsifyConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
@@ -106,13 +111,14 @@ def _input_spec(text: str, number: int, count: int) -> InputSpec:
     return InputSpec("input" if count == 1 else f"input_{number}", sizes, name)
 
 
-def find_recipe(model: Path) -> Path | None:
+def find_recipe(model: Path | None) -> Path | None:
     """The compress.toml beside the model, else that of the current directory, else None."""
-    return next((path for path in (model.parent / FILE_NAME, Path(FILE_NAME)) if path.is_file()), None)
+    beside = () if model is None else (model.parent / FILE_NAME,)
+    return next((path for path in (*beside, Path(FILE_NAME)) if path.is_file()), None)
 
 
 def load_recipe(
-    model: Path,
+    model: Path | None,
     options: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     file: Path | None = None,
@@ -120,7 +126,7 @@ def load_recipe(
     """Put a recipe together.
 
     Args:
-        model: The model file.
+        model: The model file; None: there is none.
         options: Options by their names here or in ``SHORT``; None values are as if not given.
         overrides: ``section.key=value`` texts; values as in TOML, quotes optional. They win over all else.
         file: A recipe file; None: see `find_recipe`.
@@ -187,7 +193,7 @@ def _expanded(options: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in options.items():
         name = key.replace("-", "_")
         paths = SHORT.get(name, name)
-        if isinstance(value, Mapping) and name != "factory_args":
+        if isinstance(value, Mapping) and name.rpartition(".")[2] not in OWN_NAMES:
             value = _underscored(value)
         for path in (paths,) if isinstance(paths, str) else paths:
             branch = value
@@ -199,14 +205,14 @@ def _expanded(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _underscored(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key.replace("-", "_"): _underscored(value) if isinstance(value, Mapping) else value
+        key.replace("-", "_"): _underscored(value) if isinstance(value, Mapping) and key not in OWN_NAMES else value
         for key, value in tree.items()
     }
 
 
 def _merge(base: dict[str, Any], other: Mapping[str, Any]) -> None:
     for key, value in other.items():
-        if isinstance(value, Mapping) and isinstance(base.get(key), dict) and key != "factory_args":
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict) and key not in OWN_NAMES:
             _merge(base[key], value)
         else:
             base[key] = value

@@ -6,7 +6,7 @@ from compress.measurement import members, write_zip
 from compress.measurement.environment import environment
 from compress.opening import Opened
 from compress.recipe import Recipe
-from compress.reporting import Report, build_report, render_html, render_markdown
+from compress.reporting import Report, build_report, render_html, render_markdown, weight_pictures
 from compress.values import StageRecord, State
 from compress.workspace import Workspace, to_json
 
@@ -19,7 +19,7 @@ def ship(
     records: tuple[StageRecord, ...],
     command: str,
 ) -> Report:
-    """Write model.onnx, its zip, what must lie beside it, report.json, report.md, report.html and manifest.json.
+    """Write model.onnx, its zip, what must lie beside it, the reports, plots/ of weights and manifest.json.
 
     Args:
         state: With one measurement for each variant.
@@ -47,7 +47,10 @@ def ship(
     plain = report.to_dict()
     workspace.write("report.json", to_json(plain))
     workspace.write("report.md", render_markdown(plain).encode())
-    workspace.write("report.html", render_html(plain).encode())
+    pictures = weight_pictures(plain)
+    for name, content in pictures.items():
+        workspace.write(f"plots/{name}", content)
+    workspace.write("report.html", render_html(plain, pictures).encode())
     source = {"path": str(recipe.model), "sha256": opened.source.sha256}
     workspace.write_manifest({"command": command, "seed": recipe.seed, "model": source, "environment": facts})
     return report

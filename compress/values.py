@@ -95,6 +95,8 @@ class Context:
     seed: int = 0
     device: str = "cpu"
     progress: Progress = silent
+    objective: str = "balanced"  # what the shipped variant is to be best at: size, latency, balanced
+    stored: Literal["float32", "int8"] = "int8"  # what the smallest variant's weights will be
 
 
 @dataclass(frozen=True)

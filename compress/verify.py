@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -11,14 +12,19 @@ from numpy.typing import NDArray
 
 from compress.errors import ExportError, ModelError, SparsityError
 from compress.measurement import open_session
-from compress.models.counts import count_weights
+from compress.models.counts import weight_zeros
 from compress.sparsity import sparsifiable
 from compress.values import Model, OnnxModel, State
 
 Inputs = tuple[torch.Tensor, ...]
 
 BATCHES = (1, 2)
-Weights = dict[str, tuple[int, int]]  # name -> elements, nonzero
+Zeros = dict[str, NDArray[np.bool_]]  # weight's name -> True where it is zero, the weight's shape
+
+# Recurrent layers stack their gates along axis 0, torch in another order than ONNX: LSTM i f g o -> i o f c, GRU
+# r z n -> z r h.
+_GATES = ((0, 3, 1, 2), (1, 0, 2))
+_GLANCE = 4096  # elements that most wrong pairs differ in
 
 
 def verify(before: State, after: State, original: Model | None, example: Inputs) -> None:
@@ -41,41 +47,80 @@ def verify(before: State, after: State, original: Model | None, example: Inputs)
         _check(after.model, _run_module(after.model), example, shapes, "the model after this stage")
     for variant in after.variants[len(before.variants) :]:
         _check(variant.onnx, _run_onnx(variant.onnx), example, shapes, variant.name)
-        source = _weights_of(after, variant.onnx)
-        check_zeros(source, count_weights(variant.onnx.path), variant.name)
+        check_zeros(_zeros_of(after, variant.onnx), weight_zeros(variant.onnx.path), variant.name)
 
 
-def check_zeros(before: Weights, after: Weights, name: str) -> None:
-    """Refuse ``after`` where weights that were zero in ``before`` no longer are.
+def check_zeros(before: Zeros, after: Zeros, name: str) -> None:
+    """Refuse ``after`` where a weight that was zero in ``before`` no longer is: places are compared, not only counts.
 
-    Export may rename, transpose, fold and duplicate tensors, so they are compared in classes of equal element count;
-    a class whose number of tensors changed (a tied weight written twice, an unused head left out) cannot be compared.
+    Export, simplification and quantization may rename, transpose and duplicate tensors and reorder the gates of
+    recurrent ones. A tensor is found by its name; else it must be one of those with as many elements, in one of these
+    layouts. Where it has lost its name and their number changed too (a tied weight written twice, an unused head left
+    out, the two directions of an LSTM made one), it cannot be compared.
+
+    Args:
+        before: Of the torch model, or of the float file.
+        after: Of the file made from it, float or int8 (where zero is the zero point).
+        name: The variant's.
+
+    Raises:
+        SparsityError: names the tensor.
     """
-    ours, theirs = _classes(before.values()), _classes(after.values())
-    for elements, nonzero in ours.items():
-        found = theirs.get(elements, [])
-        if len(found) == len(nonzero) and sum(found) > sum(nonzero):
-            raise SparsityError(
-                f"{name}: weight tensors of {elements} elements have {sum(found)} nonzero weights, {sum(nonzero)} "
-                "before: zeros were not kept. Please report this model."
-            )
+    named = {w for w, zeros in before.items() if w in after and zeros.size == after[w].size}
+    kept = {weight for weight in named if _holds(before[weight], after[weight])}
+    ours = {weight: zeros for weight, zeros in before.items() if weight not in kept}
+    theirs = {weight: zeros for weight, zeros in after.items() if weight not in kept}
+    counts = Counter(zeros.size for zeros in theirs.values())
+    counts.subtract(zeros.size for zeros in ours.values())
+    # Those with the most zeros first: fewest others can take their place.
+    for weight, zeros in sorted(ours.items(), key=lambda item: -np.count_nonzero(item[1])):
+        if counts[zeros.size] and weight not in named:
+            continue
+        same = (other for other, found in theirs.items() if found.size == zeros.size and _holds(zeros, found))
+        match = next(same, None)
+        if match is None:
+            raise _lost(name, weight, zeros)
+        del theirs[match]
 
 
-def _classes(weights: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
-    classes: dict[int, list[int]] = defaultdict(list)
-    for elements, nonzero in weights:
-        classes[elements].append(nonzero)
-    return classes
+def _lost(name: str, weight: str, zeros: NDArray[np.bool_]) -> SparsityError:
+    return SparsityError(
+        f"{name}: {weight} has {np.count_nonzero(zeros):,} zeros among {zeros.size:,} weights, and no weight tensor of "
+        "the file has zeros in all of their places: zeros were not kept. Please report this model."
+    )
 
 
-def _weights_of(state: State, made: OnnxModel) -> Weights:
-    """The weights that ``made`` was made from: the float file's, or the torch model's where it is that file."""
+def _holds(zeros: NDArray[np.bool_], found: NDArray[np.bool_]) -> bool:
+    """Whether ``found`` is zero wherever ``zeros`` is, in one of the layouts."""
+    if not zeros.any():
+        return True
+    flat = found.ravel()
+    for layout in _layouts(zeros):
+        ours = layout.ravel()
+        if not (ours[:_GLANCE] & ~flat[:_GLANCE]).any() and not (ours & ~flat).any():
+            return True
+    return False
+
+
+def _layouts(zeros: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
+    """As it is, with its axes in every other order, and with its gates as ONNX orders them."""
+    orders = list(permutations(range(zeros.ndim))) if zeros.ndim <= 4 else [tuple(range(zeros.ndim))]
+    yield from (zeros.transpose(order) for order in orders)
+    for gates in _GATES:
+        if zeros.ndim == 2 and len(zeros) % len(gates) == 0:
+            blocks = np.split(zeros, len(gates))
+            reordered = np.concatenate([blocks[gate] for gate in gates])
+            yield from (reordered, reordered.T)
+
+
+def _zeros_of(state: State, made: OnnxModel) -> Zeros:
+    """Of the weights that ``made`` was made from: the float file's, or the torch model's where it is that file."""
     if state.onnx is not None and state.onnx.path != made.path:
-        return count_weights(state.onnx.path)
+        return weight_zeros(state.onnx.path)
     if state.model is None:
         return {}
     parameters = sparsifiable(state.model.module)
-    return {name: (p.numel(), int(torch.count_nonzero(p))) for name, p in parameters.items()}
+    return {name: (p.detach() == 0).cpu().numpy() for name, p in parameters.items()}
 
 
 def _check(

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 RECORD = "record.json"
 MANIFEST = "manifest.json"
 # What a run writes at the top of its directory, and so all that --overwrite may delete.
-OWN = ("report.json", "report.md", "report.html", "model.onnx", "model.onnx.zip", MANIFEST, "stages")
+OWN = ("report.json", "report.md", "report.html", "model.onnx", "model.onnx.zip", MANIFEST, "stages", "plots")
 
 
 def to_json(value: object) -> bytes:

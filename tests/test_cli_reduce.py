@@ -50,7 +50,6 @@ def call(
 
 
 def test_it_writes_the_smaller_model_and_its_history_and_nothing_else(call: Call, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     outcome = call("--accuracy-threshold", 0.2, "--loss-threshold", 1)
     assert outcome.status == 0, outcome.err
     assert {path.name for path in (tmp_path / "reduced").iterdir()} == FILES

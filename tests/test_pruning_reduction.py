@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ from compress.errors import PruningError, RecipeError
 from compress.opening import open_inputs
 from compress.pruning import reduction as reduction_module
 from compress.pruning.groups import channel_groups
-from compress.pruning.history import plot, to_csv
+from compress.pruning.history import to_csv
 from compress.pruning.reduction import ReduceConfig, Reduction, first_step, reduce, write_back
 from compress.pruning.retraining import reduce_model
 from compress.pruning.surgery import cut, kept_of
 from compress.pruning.values import ChannelGroup, Kept
 from compress.recipe import Recipe
+from compress.reporting.plot_history import plot_history
+from compress.reporting.plots import picture
 from compress.training import FineTuneConfig
 from compress.values import Context, Model, silent
 
@@ -369,17 +370,10 @@ def test_the_csv_has_a_line_for_each_round(finished: Reduction) -> None:
 
 
 def test_the_history_is_drawn_the_same_each_time(finished: Reduction) -> None:
-    pytest.importorskip("matplotlib")
-    svg = plot(finished.history, "svg")
+    svg = picture(plot_history(finished.history), "svg")
     assert b"<svg" in svg
-    assert svg == plot(finished.history, "svg")
-    assert plot(finished.history, "png").startswith(b"\x89PNG")
-
-
-def test_without_matplotlib_it_says_what_to_install(finished: Reduction, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(PruningError, match=r"compress-pipeline\[plots\]"):
-        plot(finished.history, "png")
+    assert svg == picture(plot_history(finished.history), "svg")
+    assert picture(plot_history(finished.history), "png").startswith(b"\x89PNG")
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,14 @@ from hypothesis import strategies as st
 
 from compress.errors import RecipeError, SparsityError
 from compress.recipe import Recipe
-from compress.sparsity import SparsifyConfig, sparsify, sparsity_of
-from compress.sparsity.masks import sparsifiable
-from compress.sparsity.stage import Masking, next_sparsity
+from compress.sparsity import SparsifyConfig, make_masks, sparsify, sparsity_of
+from compress.sparsity.masking import Masking
+from compress.sparsity.masks import Scope, Score, sparsifiable
+from compress.sparsity.schedules import Schedule
+from compress.sparsity.search import next_sparsity
+from compress.sparsity.size_model import predict_zip_bytes
 from compress.training import FineTuneConfig
+from compress.training.dropout import lowered_dropout
 from compress.values import Context, Model
 from tests.conftest import tiny_cnn
 
@@ -24,28 +30,26 @@ SHORT = FineTuneConfig(batch_size=32, learning_rate=0.005)
 
 
 def test_each_success_halves_what_is_left() -> None:
-    config = SparsifyConfig(start=0.9)
-    assert next_sparsity(None, None, config) == 0.9
-    assert next_sparsity(0.9, None, config) == pytest.approx(0.95)
-    assert next_sparsity(0.95, None, config) == pytest.approx(0.975)
+    assert next_sparsity(None, None, None, 0.9) == 0.9
+    assert next_sparsity(0.9, None, None, 0.9) == pytest.approx(0.95)
+    assert next_sparsity(0.95, None, None, 0.9) == pytest.approx(0.975)
 
 
 def test_a_failure_backs_off_to_the_geometric_middle_of_the_densities() -> None:
-    assert next_sparsity(0.9, 0.975, SparsifyConfig()) == pytest.approx(0.95)
-    assert next_sparsity(None, 0.9, SparsifyConfig(start=0.9)) == pytest.approx(1 - 0.1**0.5)
+    assert next_sparsity(0.9, 0.975, None, 0.9) == pytest.approx(0.95)
+    assert next_sparsity(None, 0.9, None, 0.9) == pytest.approx(1 - 0.1**0.5)
 
 
 def test_a_sparsity_that_was_asked_for_is_the_end_of_the_search() -> None:
-    config = SparsifyConfig(sparsity=0.8)
-    assert next_sparsity(None, None, config) == 0.8
-    assert next_sparsity(0.8, None, config) is None
-    assert next_sparsity(None, 0.8, config) == pytest.approx(1 - 0.2**0.5)
+    assert next_sparsity(None, None, 0.8, 0.9) == 0.8
+    assert next_sparsity(0.8, None, 0.8, 0.9) is None
+    assert next_sparsity(None, 0.8, 0.8, 0.9) == pytest.approx(1 - 0.2**0.5)
 
 
 @given(threshold=st.floats(0.05, 0.995), start=st.floats(0.1, 0.95))
 def test_the_search_ends_and_never_repeats_itself(threshold: float, start: float) -> None:
-    config, best, failed, tried = SparsifyConfig(start=start), None, None, []
-    while (target := next_sparsity(best, failed, config)) is not None:
+    best, failed, tried = None, None, []
+    while (target := next_sparsity(best, failed, None, start)) is not None:
         assert 0 < target < 1
         assert target not in tried
         tried.append(target)
@@ -61,14 +65,13 @@ def test_the_search_ends_and_never_repeats_itself(threshold: float, start: float
 def test_zeros_hold_after_every_optimizer_step() -> None:
     torch.manual_seed(0)
     module = tiny_cnn()
-    config = SparsifyConfig(sparsity=0.8, ramp=0.5)
-    masking = Masking(module, config, start=0.0, target=0.8, steps=40)
+    masking = Masking(sparsifiable(module), 0.8, ramp=20)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     parameters, before = sparsifiable(module), {}
     for step in range(1, 41):
         module(torch.randn(8, 1, 8, 8)).square().mean().backward()
         optimizer.step()
-        masking(step)
+        masking(step, 0.0)
         zeros = {name: p.detach() == 0 for name, p in parameters.items()}
         assert all(bool(zeros[name][was].all()) for name, was in before.items()), f"step {step}"
         before = zeros
@@ -102,14 +105,153 @@ def test_without_any_round_within_the_budget_the_model_is_as_it_came(opened: tup
     assert "99.9" in record.skipped
 
 
-def test_magnitude_is_an_option_that_changes_the_result(opened: tuple[Model, Context]) -> None:
+def quickly(**options: Any) -> SparsifyConfig:
+    return SparsifyConfig(**{"rounds": 1, "epochs": 0.1, "min_steps": 20, "budget": 1, "finetune": SHORT, **options})
+
+
+@pytest.mark.parametrize(
+    ("score", "scope"),
+    [("magnitude", "global"), ("taylor", "global"), ("random", "global"), ("lamp", "layer")],
+)
+def test_score_and_scope_are_options_that_change_what_goes_but_not_how_much(
+    score: Score, scope: Scope, opened: tuple[Model, Context]
+) -> None:
     model, context = opened
-    counts = {}
-    for score in ("lamp", "magnitude"):
-        config = SparsifyConfig(sparsity=0.7, score=score, rounds=1, epochs=0.1, min_steps=20, budget=1, finetune=SHORT)
-        sparse, _ = sparsify(model, config, context)
-        counts[score] = int(torch.count_nonzero(sparse.module[0].weight))
-    assert counts["lamp"] != counts["magnitude"]
+    plain, _ = sparsify(model, quickly(sparsity=0.7), replace(context, max_drop=1.0))
+    other, _ = sparsify(model, quickly(sparsity=0.7, score=score, scope=scope), replace(context, max_drop=1.0))
+    ours, theirs = sparsifiable(plain.module), sparsifiable(other.module)
+    assert sparsity_of(ours) == pytest.approx(0.7, abs=1e-3)
+    assert sparsity_of(theirs) == pytest.approx(0.7, abs=1e-3)
+    assert any(not torch.equal(ours[name] == 0, theirs[name] == 0) for name in ours)
+
+
+def test_the_layerwise_scope_takes_the_same_share_of_every_layer(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    sparse, _ = sparsify(model, quickly(sparsity=0.75, scope="layer"), replace(context, max_drop=1.0))
+    for name, weight in sparsifiable(sparse.module).items():
+        assert int((weight == 0).sum()) == round(0.75 * weight.numel()), name
+
+
+@pytest.mark.parametrize("schedule", ["cubic", "one-shot"])
+def test_a_dictionary_gives_every_layer_its_own_share(schedule: Schedule, opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    config = quickly(layers={"0": 0.25, "6.weight": 0.9}, schedule=schedule)
+    sparse, record = sparsify(model, config, replace(context, max_drop=1.0))
+    zeros = {name: int((weight == 0).sum()) for name, weight in sparsifiable(sparse.module).items()}
+    assert zeros == {"0.weight": 18, "6.weight": round(0.9 * 4096), "8.weight": 0}
+    assert record.figures["sparsity"] == pytest.approx((18 + 3686) / (72 + 4096 + 320))
+
+
+def test_a_layer_that_there_is_not_is_named_with_the_nearest(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    with pytest.raises(SparsityError, match=r"8\.wight"):
+        sparsify(model, quickly(layers={"8.wight": 0.5}), context)
+
+
+def test_of_four_consecutive_inputs_two_stay_through_training(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    sparse, record = sparsify(model, quickly(pattern="2:4"), replace(context, max_drop=1.0))
+    weight = sparsifiable(sparse.module)["6.weight"]  # (32, 128)
+    assert ((weight.reshape(32, 32, 4) != 0).sum(dim=2) == 2).all()
+    assert torch.count_nonzero(sparse.module[0].weight) == 72  # one input channel: nothing to choose from
+    assert record.figures["sparsity"] == pytest.approx((4096 + 320) / 2 / 4488)
+
+
+def test_one_shot_removes_before_training_what_is_zero_after_it(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    sparse, _ = sparsify(model, quickly(sparsity=0.6, schedule="one-shot"), replace(context, max_drop=1.0))
+    expected = make_masks(sparsifiable(model.module), 0.6, "lamp")
+    for name, weight in sparsifiable(sparse.module).items():
+        assert torch.equal(weight != 0, expected[name])
+
+
+def test_iterative_pruning_halves_what_is_left_until_the_accuracy_is_gone(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    config = quickly(schedule="iterative", rounds=12, min_steps=30)
+    sparse, record = sparsify(model, config, replace(context, max_drop=0.05))
+    rounds = record.figures["rounds"]
+    assert len(rounds) > 1
+    for number, done in enumerate(rounds, start=1):
+        assert done["sparsity"] == pytest.approx(1 - 0.5**number, abs=2e-3)
+    assert all(done["within"] for done in rounds[:-1])
+    assert not rounds[-1]["within"]  # 12 halvings leave one weight of 4,488
+    assert sparsity_of(sparsifiable(sparse.module)) == pytest.approx(rounds[-2]["sparsity"])
+
+
+def test_iterative_pruning_ends_at_the_sparsity_that_was_asked_for(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    config = quickly(schedule="iterative", sparsity=0.7, rounds=9)
+    _, record = sparsify(model, config, replace(context, max_drop=1.0))
+    assert [round(r["sparsity"], 2) for r in record.figures["rounds"]] == [0.5, 0.7]
+
+
+def test_a_ramp_from_a_half_starts_at_a_half() -> None:
+    torch.manual_seed(0)
+    parameters = sparsifiable(tiny_cnn())
+    masking = Masking(parameters, 0.9, ramp=30, initial=0.5)
+    assert sparsity_of(parameters) == pytest.approx(0.5, abs=1e-3)
+    found = []
+    for step in range(1, 41):
+        masking(step, 0.0)
+        found.append(sparsity_of(parameters))
+    assert found == sorted(found)
+    assert found[28] < 0.9
+    assert found[29] == found[-1] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_the_reactive_schedule_goes_as_far_as_the_loss_allows(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    found = {}
+    for tolerance in (0.0, 100.0):
+        config = quickly(sparsity=0.8, schedule="reactive", tolerance=tolerance, min_steps=60)
+        _, record = sparsify(model, config, replace(context, max_drop=1.0))
+        found[tolerance] = record.figures["rounds"][0]["sparsity"]
+    assert found[100.0] == pytest.approx(0.8, abs=1e-3)
+    assert found[0.0] < found[100.0]
+
+
+def test_a_number_of_zip_bytes_becomes_a_sparsity_that_is_predicted_to_fit(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    dense = predict_zip_bytes(model.module, stored="int8")
+    config = quickly(zip_bytes=round(0.6 * dense))
+    sparse, record = sparsify(model, config, replace(context, max_drop=1.0))
+    assert 0.1 < record.figures["sparsity"] < 0.99
+    assert predict_zip_bytes(sparse.module, stored="int8") == pytest.approx(0.6 * dense, rel=0.05)
+    with pytest.raises(SparsityError, match="out of reach"):
+        sparsify(model, quickly(zip_bytes=10), context)
+
+
+def test_for_size_no_round_is_run_that_is_predicted_to_save_nothing(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = opened
+    config = quickly(start=0.5, rounds=3)
+    freely = replace(context, max_drop=1.0)
+    _, record = sparsify(model, config, replace(freely, objective="size"))
+    assert len(record.figures["rounds"]) == 3
+    monkeypatch.setattr("compress.sparsity.search.predict_zip_bytes", lambda *a, **k: 1000)
+    _, record = sparsify(model, config, replace(freely, objective="size"))
+    assert len(record.figures["rounds"]) == 1
+    assert "was not tried" in record.notes[-1]
+
+
+def test_dropout_is_lowered_with_the_connections_left_where_it_is_on(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = opened
+    seen: list[dict[str, float]] = []
+
+    def spy(module: Any, density: dict[str, float], example: Any) -> Any:
+        seen.append(density)
+        return lowered_dropout(module, density, example)
+
+    monkeypatch.setattr("compress.sparsity.search.lowered_dropout", spy)
+    freely = replace(context, max_drop=1.0)
+    sparsify(model, quickly(schedule="iterative", rounds=1), freely)
+    assert not seen
+    sparsify(model, quickly(schedule="iterative", rounds=1, finetune=replace(SHORT, dropout=True)), freely)
+    kept = {name: float((m).float().mean()) for name, m in make_masks(sparsifiable(model.module), 0.5).items()}
+    assert seen[0] == pytest.approx(kept)
 
 
 def test_kept_layers_stay_dense(opened: tuple[Model, Context]) -> None:
@@ -128,3 +270,12 @@ def test_without_data_it_says_what_it_needs(opened: tuple[Model, Context], tmp_p
 def test_all_problems_of_the_config_are_told_at_once() -> None:
     with pytest.raises(RecipeError, match=r"sparsity=1.*rounds=0.*budget=2"):
         SparsifyConfig(sparsity=1.0, rounds=0, budget=2)
+
+
+def test_two_amounts_at_once_are_refused() -> None:
+    with pytest.raises(RecipeError, match="sparsity and pattern are given"):
+        SparsifyConfig(sparsity=0.5, pattern="2:4")
+    with pytest.raises(RecipeError, match="leave out layers"):
+        SparsifyConfig(layers={"0": 0.5}, schedule="iterative")
+    with pytest.raises(RecipeError, match="2-4"):
+        SparsifyConfig(pattern="2-4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from torch import nn
 from compress.data.splits import Batch, Split
 from compress.errors import DataError, ModelError, RecipeError
 from compress.training import FineTuneConfig, Teacher, finetune, plan_steps
-from compress.training.finetune import distilling_mode, loss_of
+from compress.training.finetune import _rate, distilling_mode, loss_of, make_optimizer
+from compress.training.gradients import mean_gradients
 
 CONFIG = FineTuneConfig(batch_size=16, learning_rate=0.01)
 
@@ -124,7 +126,7 @@ def test_while_the_teacher_guides_dropout_is_off_and_batch_norm_learns() -> None
 def test_the_hook_runs_after_every_step_and_what_it_sets_stays() -> None:
     module, calls = net(), []
 
-    def zero(step: int) -> None:
+    def zero(step: int, loss: float) -> None:
         calls.append(step)
         with torch.no_grad():
             module[0].weight[0].zero_()
@@ -168,3 +170,59 @@ def test_training_without_labels_and_without_a_teacher_is_refused() -> None:
 def test_all_problems_of_a_config_are_told_at_once() -> None:
     with pytest.raises(RecipeError, match=r"batch_size=0.*temperature=0"):
         FineTuneConfig(batch_size=0, temperature=0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_every_optimizer_learns_with_its_own_decay_and_momentum(name: str) -> None:
+    config = FineTuneConfig(batch_size=16, optimizer=name, learning_rate=0.02, momentum=0.8, weight_decay=0.01)
+    module, split = net(), blobs()
+    optimizer = make_optimizer(module, config)
+    assert type(optimizer).__name__.lower() == name
+    assert optimizer.defaults["weight_decay"] == 0.01
+    assert optimizer.defaults.get("momentum", 0.8) == 0.8
+    finetune(module, None, split, config, steps=80, seed=0)
+    assert accuracy(module, split) > 0.9
+
+
+def test_a_level_learning_rate_stays_and_a_cosine_ends_near_zero() -> None:
+    level, cosine = FineTuneConfig(schedule="constant", warm_up=0.1), FineTuneConfig(warm_up=0.1)
+    assert [_rate(step, 100, level) for step in (10, 50, 99)] == [1.0, 1.0, 1.0]
+    assert _rate(0, 100, level) < 0.2
+    assert _rate(10, 100, cosine) == 1.0
+    assert _rate(99, 100, cosine) < 0.01
+
+
+def test_dropout_is_on_beside_a_teacher_where_it_is_asked_for() -> None:
+    teacher_module, seen = net(), []
+    for dropout in (False, True):
+        student = net(1)
+        student[3].register_forward_hook(lambda layer, inputs, output: seen.append(layer.training))
+        config = replace(CONFIG, dropout=dropout)
+        finetune(student, Teacher(teacher_module, blobs()), blobs(), config, steps=2, seed=0)
+    assert seen == [False, False, True, True]
+
+
+def test_the_hook_is_told_the_loss_and_finds_its_gradients() -> None:
+    module, losses = net(), []
+
+    def look(step: int, loss: float) -> None:
+        losses.append(loss)
+        assert all(p.grad is not None for p in module.parameters())
+
+    mean = finetune(module, None, blobs(), CONFIG, steps=10, seed=0, after_step=look)
+    assert mean == losses[-1]  # the last tenth of ten steps
+
+
+def test_mean_gradients_are_those_of_all_samples_at_once() -> None:
+    module, split = net().eval(), blobs()
+    (points,), labels = split.fetch(split.indices)
+    found = mean_gradients(module, split, batches=99, batch_size=7)
+    F.cross_entropy(module(points), labels).backward()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+    assert not module.training
+
+
+def test_gradients_can_be_had_without_labels() -> None:
+    found = mean_gradients(net(), blobs(labelled=False))
+    assert any(torch.count_nonzero(g) for g in found.values())

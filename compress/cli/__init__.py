@@ -18,6 +18,7 @@ import click
 from compress import __version__
 from compress.cli.benchmark import benchmark
 from compress.cli.console import complain
+from compress.cli.curve import curve
 from compress.cli.demo import demo
 from compress.cli.doctor import doctor
 from compress.cli.export import export
@@ -27,9 +28,10 @@ from compress.cli.prune import prune
 from compress.cli.quantize import quantize
 from compress.cli.reduce import reduce
 from compress.cli.sparsify import sparsify
+from compress.cli.train import train
 from compress.errors import CompressError
 
-COMMANDS = (pipeline, inspect, prune, reduce, sparsify, export, quantize, benchmark, demo, doctor)
+COMMANDS = (pipeline, inspect, prune, reduce, sparsify, curve, train, export, quantize, benchmark, demo, doctor)
 DEBUG = "--debug"
 
 

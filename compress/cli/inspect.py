@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cli.console import Display, say, show_table
+from compress.cli.inspect_sensitivity import DEFAULTS, show_sensitivity
 from compress.cli.options import data_options, model_options, recipe_from, recipe_options
 
 if TYPE_CHECKING:
@@ -17,22 +19,42 @@ if TYPE_CHECKING:
     from compress.pruning import Structure
 
 
-@click.command(short_help="What can be cut, and what not and why.")
+@click.command(short_help="What can be cut, and what each layer's weights are worth.")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--sensitivity", is_flag=True, help="Accuracy of each layer alone at rising sparsity; needs --data.")
+@click.option("--drop-budget", type=float, help="Drop allowed to the suggested sparsities together. [default: 0.01]")
+@click.option("--samples", type=int, help="Validation samples of the scan. [default: 1000]")
+@click.option("--rates", help="Sparsities of the scan: start:stop:step, numbers. [default: 0:0.9:0.1,0.95,0.99]")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the scan's files. [default: sensitivity]")
+@click.option("--overwrite", is_flag=True, default=None, help="Replace what is there.")
 @model_options()
 @recipe_options()
-def inspect(model: Path, as_json: bool, **options: Any) -> int:
+def inspect(model: Path, as_json: bool, sensitivity: bool, **options: Any) -> int:
     """Show the channel groups of MODEL: which layers can only lose channels together, and what cannot lose any.
 
     The model runs on one sample of the data, or on made-up input of the sizes given with --input.
+
+    With --sensitivity: the accuracy of each layer alone at each sparsity, without retraining, and the sparsity of each
+    layer that all of them together can have within --drop-budget. Tables, pictures and a report go to --out.
 
     \b
     Examples:
       compress inspect model.pt --input 3x224x224
       compress inspect model.pt --data fashion-mnist --json
+      compress inspect model.pt --sensitivity --data digits --drop-budget 0.01 --out scan
     """
+    given = {name: options.pop(name) for name in DEFAULTS}
+    if sensitivity:
+        return show_sensitivity(model, as_json, given, options)
+    stray = [name for name, value in given.items() if value is not None]
+    if stray:
+        raise click.UsageError(f"--{stray[0].replace('_', '-')} needs --sensitivity.")
+    return _show_groups(model, as_json, options)
+
+
+def _show_groups(model: Path, as_json: bool, options: Mapping[str, Any]) -> int:
     from compress.opening import open_inputs
     from compress.pruning import analyse
 

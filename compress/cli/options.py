@@ -42,6 +42,21 @@ class Words(click.ParamType):  # type: ignore[type-arg]  # click before 8.5 cann
         return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
 
 
+class Shares(click.ParamType):  # type: ignore[type-arg]  # click before 8.5 cannot be subscripted
+    """Shares 0..1 by name, separated by commas or spaces."""
+
+    name = "LAYER=SHARE,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, float]:
+        if isinstance(value, dict):
+            return value
+        try:
+            pairs = [part.rsplit("=", 1) for part in str(value).replace(",", " ").split()]
+            return {name: float(share) for name, share in pairs}
+        except ValueError:
+            self.fail(f"{value!r} is not a list such as conv1=0.65,conv2=0.95", param, ctx)
+
+
 class Json(click.ParamType):  # type: ignore[type-arg]  # click before 8.5 cannot be subscripted
     """A JSON object."""
 
@@ -183,7 +198,7 @@ def benchmark_options() -> Decorator[Any]:
     )
 
 
-def recipe_from(model: Path, options: Mapping[str, Any]) -> Recipe:
+def recipe_from(model: Path | None, options: Mapping[str, Any]) -> Recipe:
     """The Recipe for what was given on the command line."""
     from compress.recipe import load_recipe
 

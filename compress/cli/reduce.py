@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.console import Display, complain, say, show_table
+from compress.cli.console import Display, say, show_table
 from compress.cli.options import (
     common_options,
     data_options,
@@ -16,7 +16,6 @@ from compress.cli.options import (
     recipe_from,
     recipe_options,
 )
-from compress.errors import PruningError
 
 if TYPE_CHECKING:
     from compress.data import Data
@@ -81,16 +80,14 @@ def reduce(model: Path, out: Path, **options: Any) -> int:
 
 def _write_history(history: History, out: Path) -> None:
     from compress.files import write_atomically
-    from compress.pruning.history import plot, to_csv
+    from compress.pruning.history import to_csv
+    from compress.reporting.plot_history import plot_history
+    from compress.reporting.plots import save_pictures
     from compress.workspace import to_json
 
     write_atomically(out / "history.json", to_json(history.to_dict()))
     write_atomically(out / "history.csv", to_csv(history).encode())
-    try:
-        write_atomically(out / "history.svg", plot(history, "svg"))
-        write_atomically(out / "history.png", plot(history, "png"))
-    except PruningError as error:  # the pictures are an extra: their absence is no reason to lose the model
-        complain(str(error))
+    save_pictures(plot_history(history), out, "history")
 
 
 def _show_rounds(history: History) -> None:

@@ -9,6 +9,7 @@ import click
 
 from compress.cli.console import Display, say, show_table
 from compress.cli.options import (
+    Shares,
     common_options,
     data_options,
     model_options,
@@ -17,6 +18,9 @@ from compress.cli.options import (
     recipe_options,
 )
 
+# Options of this command that are fields of the recipe's [sparsify] and have no short name there.
+FIELDS = ("layers", "pattern", "zip_bytes", "schedule", "score", "scope")
+
 
 @click.command(short_help="Make weights zero, within the budget.")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -24,6 +28,20 @@ from compress.cli.options import (
 @output_option("sparse.safetensors", "The sparse weights, a safetensors file.")
 @click.option("--max-drop", type=float, help="Accuracy that may be lost, as a fraction. [default: 0.01]")
 @click.option("--sparsity", type=float, help="Share of weights to remove; default: the most within the budget.")
+@click.option("--layers", type=Shares(), help="Instead: each layer its own share. [default: none]")
+@click.option("--pattern", metavar="N:M", help="Instead: N of each M weights stay, along the input axis: 2:4.")
+@click.option("--zip-bytes", type=int, help="Instead: as sparse as it takes to zip to so many bytes, as predicted.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["cubic", "one-shot", "iterative", "reactive"]),
+    help="When weights go: on a curve, at once, cut and retrain in turns, as the loss allows. [default: cubic]",
+)
+@click.option(
+    "--score", type=click.Choice(["lamp", "magnitude", "taylor", "random"]), help="Which go first. [default: lamp]"
+)
+@click.option(
+    "--scope", type=click.Choice(["global", "layer"]), help="Ranked among all, or the same share of each layer."
+)
 @click.option("--epochs", type=float, help="Passes over the training data in each round. [default: 3]")
 @common_options()
 @model_options()
@@ -38,14 +56,17 @@ def sparsify(model: Path, out: Path, **options: Any) -> int:
     Examples:
       compress sparsify model.pt --data fashion-mnist
       compress sparsify model.pt --data digits --sparsity 0.9 --epochs 5 --out sparse.safetensors
+      compress sparsify model.pt --data digits --layers 0=0.5,5=0.9,7=0.9 --schedule one-shot
+      compress sparsify model.pt --data digits --pattern 2:4
     """
     from compress.files import write_atomically
     from compress.models import save_state
     from compress.opening import open_inputs
     from compress.sparsity import sparsify as run_stage
 
+    fields = {f"sparsify.{name}": options.pop(name) for name in FIELDS}
     options["overrides"] = ("sparsify.budget=1", *options["overrides"])
-    recipe = recipe_from(model, options)
+    recipe = recipe_from(model, {**options, **fields})
     with Display() as display:
         opened = open_inputs(recipe, display)
         original = opened.needs_torch("sparsify")
@@ -61,5 +82,7 @@ def sparsify(model: Path, out: Path, **options: Any) -> int:
         say(f"Nothing written: {record.skipped}.")
         return 3
     write_atomically(out, save_state(sparse.module))
+    for note in record.notes[2:]:
+        say(note)
     say(f"{out}: {record.figures['sparsity']:.2%} of {record.figures['weights']:,} weights are zero.")
     return 0

@@ -3,7 +3,7 @@
 from compress.models.binding import FirstOutput, bind, check_labels
 from compress.models.diagnosis import wanted_channels
 from compress.models.factory import build
-from compress.models.loading import Source, load
+from compress.models.loading import Source, load, load_new
 from compress.models.sniff import sniff
 from compress.models.state import load_state, save_state
 from compress.models.torchvision_compat import ensure_operators
@@ -16,6 +16,7 @@ __all__ = [
     "check_labels",
     "ensure_operators",
     "load",
+    "load_new",
     "load_state",
     "save_state",
     "sniff",

@@ -93,6 +93,17 @@ def count_weights(path: Path) -> dict[str, tuple[int, int]]:
     return {name: (weight.elements, weight.nonzero) for name, weight in weights.items() if len(weight.shape) >= 2}
 
 
+def weight_zeros(path: Path) -> dict[str, NDArray[np.bool_]]:
+    """Where each weight tensor (two axes or more) of an ONNX file is zero, by name and in the shape it is stored in."""
+    graph = _Graph(read(path))
+    zeros = {}
+    for name, tensor in graph.constants.items():
+        zero_point = _zero_point(graph, name, tensor)
+        if zero_point is not None and len(tensor.dims) >= 2:
+            zeros[name] = ~_differs(onnx.numpy_helper.to_array(tensor), zero_point)
+    return zeros
+
+
 def stored_weights(proto: onnx.ModelProto) -> dict[str, Weight]:
     """Every weight and bias of the graph, by the name it is stored under."""
     graph = _Graph(proto)
@@ -101,7 +112,7 @@ def stored_weights(proto: onnx.ModelProto) -> dict[str, Weight]:
         zero_point = _zero_point(graph, name, tensor)
         if zero_point is not None:
             array = onnx.numpy_helper.to_array(tensor)
-            weights[name] = Weight(tuple(tensor.dims), _nonzero(array, zero_point))
+            weights[name] = Weight(tuple(tensor.dims), int(np.count_nonzero(_differs(array, zero_point))))
     return weights
 
 
@@ -166,12 +177,11 @@ def _restores(graph: _Graph, node: onnx.NodeProto, index: int) -> bool:
     return str(other.op_type) == "DynamicQuantizeLinear"
 
 
-def _nonzero(array: Array, zero_point: Array) -> int:
+def _differs(array: Array, zero_point: Array) -> NDArray[np.bool_]:
     if zero_point.size == 1:
-        return int(np.count_nonzero(array != zero_point.reshape(())))
+        return np.asarray(array != zero_point.reshape(()))
     axis = next(i for i, size in enumerate(array.shape) if size == zero_point.size)
-    aligned = zero_point.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
-    return int(np.count_nonzero(array != aligned))
+    return np.asarray(array != zero_point.reshape([-1 if i == axis else 1 for i in range(array.ndim)]))
 
 
 def macs_by_operator(proto: onnx.ModelProto) -> dict[str, int]:

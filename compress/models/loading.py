@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx
+import torch
 from torch import nn
 
 from compress.errors import ModelError
@@ -94,6 +95,18 @@ def load(
         target=f"--factory {factory} {json.dumps(dict(factory_args or {}), default=repr)}",
     )
     return _finish(path, "module", digest, module, notes + state.cast_notes(payload))
+
+
+def load_new(factory: str, factory_args: Mapping[str, Any] | None = None, seed: int = 0) -> Source:
+    """A module as its factory builds it, with new weights drawn from ``seed``: to be trained, not compressed.
+
+    Raises:
+        ModelError: the factory cannot be used.
+    """
+    torch.manual_seed(seed)
+    module = build(factory, factory_args or {})
+    identity = json.dumps([factory, dict(factory_args or {}), seed], default=repr, sort_keys=True)
+    return _finish(Path(factory), "module", hashlib.sha256(identity.encode()).hexdigest(), module)
 
 
 def _read_payload(

@@ -63,25 +63,68 @@ def mlp(width: int = 2000, depth: int = 3, features: int = 28 * 28, classes: int
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, classes))
 
 
-def alexnet(classes: int = 3, fc_parameter: int = 3000) -> nn.Module:
+def mnist_mlp(hidden: int = 256, dropout: float = 0.15) -> nn.Sequential:
+    """One hidden layer with sigmoid and dropout: (N, 1, 28, 28) to logits (N, 10); 203,530 parameters."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(28 * 28, hidden), nn.Sigmoid(), nn.Dropout(dropout), nn.Linear(hidden, 10)
+    )
+
+
+def alexnet(classes: int = 3, fc_parameter: int = 3000, width: float = 1.0) -> nn.Module:
     """torchvision's AlexNet (Krizhevsky 2014) with ``fc_parameter`` units in both hidden layers of its classifier.
 
-    Images (N, 3, S, S) with S >= 63 to logits (N, classes).
+    Images (N, 3, S, S) with S >= 63 to logits (N, classes). The convolutions have ``width`` times their channels.
     """
     ensure_operators()
     from torchvision.models import AlexNet
 
     model: nn.Module = AlexNet()
-    model.classifier = nn.Sequential(
-        nn.Dropout(0.5),
-        nn.Linear(256 * 6 * 6, fc_parameter),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        nn.Linear(fc_parameter, fc_parameter),
-        nn.ReLU(inplace=True),
-        nn.Linear(fc_parameter, classes),
-    )
+    _widen(model, width)
+    model.classifier = _classifier(round(256 * width) * 6 * 6, fc_parameter, classes)
     return model
+
+
+def vgg16(classes: int = 10, fc_parameter: int = 1024, width: float = 0.25) -> nn.Module:
+    """torchvision's VGG-16 (Simonyan & Zisserman 2015), ``width`` times as wide, on small images.
+
+    Images (N, 3, 32, 32) to logits (N, classes). The classifier sees the last 1 x 1 map as it is, where torchvision
+    repeats it to 7 x 7: that would be 49 copies of every weight. Batch normalisation after every convolution (its
+    VGG-16-BN), without which a net as deep does not start to learn in a few epochs.
+    """
+    ensure_operators()
+    from torchvision.models.vgg import VGG, cfgs, make_layers
+
+    channels = [entry if entry == "M" else round(int(entry) * width) for entry in cfgs["D"]]
+    model: nn.Module = VGG(make_layers(channels, batch_norm=True), num_classes=classes)
+    model.avgpool = nn.Identity()
+    model.classifier = _classifier(int(channels[-2]), fc_parameter, classes)
+    return model
+
+
+def _classifier(features: int, hidden: int, classes: int) -> nn.Sequential:
+    """The three fully connected layers that AlexNet and VGG end with."""
+    return nn.Sequential(
+        nn.Dropout(0.5),
+        nn.Linear(features, hidden),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, classes),
+    )
+
+
+def _widen(model: nn.Module, width: float) -> None:
+    """Replace every convolution of ``model.features`` by one with ``width`` times the channels."""
+    if width == 1.0:
+        return
+    channels, features = 3, model.get_submodule("features")
+    for name, layer in list(features.named_children()):
+        if isinstance(layer, nn.Conv2d):
+            wider = round(layer.out_channels * width)
+            new = nn.Conv2d(channels, wider, layer.kernel_size, layer.stride, layer.padding)  # type: ignore[arg-type]
+            setattr(features, name, new)
+            channels = wider
 
 
 class LSTMClassifier(nn.Module):

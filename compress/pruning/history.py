@@ -1,4 +1,4 @@
-"""What a recursive reduction tried and kept, round by round: as plain values, as CSV and as a picture."""
+"""What a recursive reduction tried and kept, round by round: as plain values and as CSV."""
 
 from __future__ import annotations
 
@@ -6,16 +6,9 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-from compress.errors import PruningError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-WIDTHS_SHOWN = 12  # groups drawn in one picture: with more of them the lines cannot be told apart
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -81,62 +74,3 @@ def to_csv(history: History) -> str:
         values = (r.number, r.chosen or "", f"{r.loss:.6f}", f"{r.accuracy:.6f}", r.capacity, r.parameters)
         writer.writerow([*values, len(r.trials), f"{r.seconds:.2f}", *(r.widths[name] for name in names)])
     return table.getvalue()
-
-
-def plot(history: History, kind: Literal["svg", "png"]) -> bytes:
-    """Layer widths, loss and accuracy with their limits, and capacity, over the rounds.
-
-    Raises:
-        PruningError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PruningError(
-            "a picture of the history needs matplotlib. Install it with: pip install 'compress-pipeline[plots]'."
-        ) from error
-    figure = Figure(figsize=(7, 9), layout="constrained")
-    widths, loss, capacity = figure.subplots(3, 1, sharex=True)
-    numbers = [r.number for r in history.rounds]
-    _draw_widths(widths, history.rounds)
-    _draw_limits(loss, history)
-    first = history.rounds[0]
-    _draw_share(capacity, numbers, [r.capacity for r in history.rounds], f"capacity (of {first.capacity:,} bits)")
-    _draw_share(capacity, numbers, [r.parameters for r in history.rounds], f"parameters (of {first.parameters:,})")
-    capacity.set_ylabel("share of the original")
-    capacity.set_xlabel("round")
-    capacity.xaxis.get_major_locator().set_params(integer=True)
-    capacity.legend()
-    picture = io.BytesIO()
-    with rc_context({"svg.hashsalt": "compress"}):  # the same history gives the same file
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(picture, format=kind, dpi=120, metadata=metadata)
-    return picture.getvalue()
-
-
-def _draw_widths(axes: Axes, rounds: Sequence[Round]) -> None:
-    numbers = [r.number for r in rounds]
-    changed = sorted(rounds[0].widths, key=lambda name: rounds[-1].widths[name] - rounds[0].widths[name])
-    for name in changed[:WIDTHS_SHOWN]:
-        axes.step(numbers, [r.widths[name] for r in rounds], where="post", label=name)
-    axes.set_yscale("log")
-    axes.set_ylabel("channels")
-    axes.legend(fontsize="small")
-
-
-def _draw_limits(axes: Axes, history: History) -> None:
-    numbers = [r.number for r in history.rounds]
-    beside = axes.twinx()
-    (losses,) = axes.plot(numbers, [r.loss for r in history.rounds], "C0.-", label="loss")
-    (accuracies,) = beside.plot(numbers, [r.accuracy for r in history.rounds], "C1.-", label="accuracy")
-    axes.axhline(history.loss_limit, color="C0", linestyle=":")
-    beside.axhline(history.accuracy_limit, color="C1", linestyle=":")
-    axes.set_ylabel("held-out loss")
-    beside.set_ylabel("held-out accuracy")
-    beside.legend(handles=[losses, accuracies])  # the upper of the two axes: nothing is drawn over it
-
-
-def _draw_share(axes: Axes, numbers: Sequence[int], values: Sequence[int], label: str) -> None:
-    axes.step(numbers, [value / values[0] for value in values], where="post", label=label)
-    axes.set_yscale("log")

@@ -5,6 +5,7 @@ from compress.reporting.html import render_html
 from compress.reporting.markdown import render_markdown
 from compress.reporting.report import Report, Verdict, build_report, variant_entries
 from compress.reporting.summary import Table, latency_table, variant_table, verdict_sentences
+from compress.reporting.weights import weight_pictures
 
 __all__ = [
     "Choice",
@@ -20,4 +21,5 @@ __all__ = [
     "variant_entries",
     "variant_table",
     "verdict_sentences",
+    "weight_pictures",
 ]

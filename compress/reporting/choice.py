@@ -17,7 +17,7 @@ from compress.reporting import format as fmt
 Objective = Literal["size", "latency", "balanced"]
 
 TOLERANCE = 1e-9  # of drops, which are differences of floats
-_EQUAL = 0.03  # latencies closer than this share are equal: repeated runs of one file differ by as much
+EQUAL = 0.03  # latencies closer than this share are equal: repeated runs of one file differ by as much
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _best(within: Sequence[Measurement], baseline: Measurement, objective: Objec
         return min(within, key=lambda m: m.zip_bytes)
     if objective == "latency":
         fastest = min(p50 for _, p50 in timed)
-        return min((m for m, p50 in timed if p50 <= fastest * (1 + _EQUAL)), key=lambda m: m.zip_bytes)
+        return min((m for m, p50 in timed if p50 <= fastest * (1 + EQUAL)), key=lambda m: m.zip_bytes)
     return max(within, key=lambda m: _balance(m, baseline))
 
 

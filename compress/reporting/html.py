@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.reporting import format as fmt
-from compress.reporting.summary import Entry, latency_table, main_latency, variant_table, verdict_sentences
+from compress.reporting.plots import svg_element
+from compress.reporting.summary import (
+    Entry,
+    latency_table,
+    main_latency,
+    sparsity_table,
+    variant_table,
+    verdict_sentences,
+)
 from compress.reporting.templates import environment
+from compress.reporting.weights import TITLES, weight_pictures
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,14 @@ class Chart:
         return "; ".join(f"{bar.label} {bar.text}" for bar in self.bars)
 
 
-def render_html(report: Mapping[str, Any]) -> str:
-    """The report as one HTML file. A report that was read back from report.json gives the same text."""
+def render_html(report: Mapping[str, Any], pictures: Mapping[str, bytes] | None = None) -> str:
+    """The report as one HTML file. A report that was read back from report.json gives the same text.
+
+    Args:
+        report: The plain dict of report.json.
+        pictures: What `weight_pictures` made of it, where it is at hand; drawn again otherwise.
+    """
+    drawn = weight_pictures(report, ("svg",)) if pictures is None else pictures
     return (
         environment(autoescape=True)
         .get_template("report.html.jinja")
@@ -40,6 +55,8 @@ def render_html(report: Mapping[str, Any]) -> str:
             sentences=verdict_sentences(report),
             table=variant_table(report["variants"], report["shipped"]),
             latency=latency_table(report["variants"]),
+            sparsity=sparsity_table(report["variants"]),
+            weights=[(title, svg_element(drawn[f"{name}.svg"])) for name, title in TITLES.items() if drawn],
             charts=_charts(report["variants"], report["shipped"]),
             fmt=fmt,
         )

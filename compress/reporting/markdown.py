@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.reporting import format as fmt
-from compress.reporting.summary import latency_table, main_latency, variant_table, verdict_sentences
+from compress.reporting.summary import latency_table, main_latency, sparsity_table, variant_table, verdict_sentences
 from compress.reporting.templates import environment
 
 
@@ -19,6 +19,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         sentences=verdict_sentences(report),
         table=variant_table(report["variants"], report["shipped"]),
         latency=latency_table(report["variants"]),
+        sparsity=sparsity_table(report["variants"]),
         main_latency=main_latency(report["variants"]),
         fmt=fmt,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compress.measurement import Measurement, Timing, drop, speedup
 from compress.measurement.timing import Ratio
 from compress.reporting.choice import TOLERANCE, Choice, Objective, choose, main_timing, validation_drop
+from compress.reporting.gain import SparsityGain, sparsity_gains
 from compress.values import StageRecord
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Report:
             "objective": self.objective,
             "environment": dict(self.environment),
             "data": dict(self.data),
-            "variants": variant_entries(self.measurements, self.root, self.choice),
+            "variants": variant_entries(self.measurements, self.root, self.choice, self.records),
             "shipped": self.choice.shipped,
             "verdict": {**asdict(self.verdict), "met": self.choice.met, "measured_in": _measured_in(self.baseline)},
             "stages": [_stage_entry(record) for record in self.records],
@@ -123,12 +124,23 @@ def build_report(
 
 
 def variant_entries(
-    measurements: Sequence[Measurement], root: Path, choice: Choice | None = None
+    measurements: Sequence[Measurement],
+    root: Path,
+    choice: Choice | None = None,
+    records: Sequence[StageRecord] = (),
 ) -> list[dict[str, Any]]:
     """The ``variants`` of report.json; the first measurement is the baseline."""
     baseline = measurements[0]
     reasons = choice.reasons if choice is not None else {}
-    return [{**_variant_entry(m, baseline, root), "not_shipped": reasons.get(m.variant.name)} for m in measurements]
+    gains = sparsity_gains(measurements, records)
+    return [
+        {
+            **_variant_entry(m, baseline, root),
+            "sparsity_gain": _gain_entry(gains[m.variant.name]),
+            "not_shipped": reasons.get(m.variant.name),
+        }
+        for m in measurements
+    ]
 
 
 def _variant_entry(measurement: Measurement, baseline: Measurement, root: Path) -> dict[str, Any]:
@@ -153,6 +165,10 @@ def _variant_entry(measurement: Measurement, baseline: Measurement, root: Path) 
             for ours, theirs in zip(measurement.latency, baseline.latency, strict=True)
         ],
     }
+
+
+def _gain_entry(gain: SparsityGain | None) -> dict[str, Any] | None:
+    return None if gain is None else asdict(gain)
 
 
 def _stage_entry(record: StageRecord) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.reporting import format as fmt
+from compress.reporting.choice import EQUAL
 
 Entry = Mapping[str, Any]  # of the ``variants`` of report.json
 
@@ -62,7 +63,7 @@ def verdict_sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
         f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(shipped['zip_bytes'])} zipped, "
         f"{fmt.ratio(verdict['zip_ratio'])} smaller."
     )
-    return (first, sizes, *_latency_sentence(report, baseline, shipped))
+    return (first, sizes, *_latency_sentence(report, baseline, shipped), *sparsity_sentences(report["variants"]))
 
 
 def _latency_sentence(report: Mapping[str, Any], baseline: Entry, shipped: Entry) -> tuple[str, ...]:
@@ -77,6 +78,47 @@ def _latency_sentence(report: Mapping[str, Any], baseline: Entry, shipped: Entry
         f"p50 went from {fmt.duration(theirs['p50_ms'])} to {fmt.duration(ours['p50_ms'])}, "
         f"a speed-up of {fmt.ratio(gain['value'])} [{interval(gain)}] {where}.",
     )
+
+
+def sparsity_sentences(variants: Sequence[Entry]) -> tuple[str, ...]:
+    """What sparsity alone changed, for each variant whose dense twin was measured beside it."""
+    return tuple(
+        f"Sparsity: {variant['name']} zips {fmt.ratio(gain['zip_ratio'])} smaller than {gain['twin']}"
+        f"{_latency_clause(gain['latency_ratio'])}."
+        for variant in variants
+        if (gain := variant["sparsity_gain"]) is not None and gain["twin"] is not None
+    )
+
+
+def sparsity_table(variants: Sequence[Entry]) -> Table | None:
+    """One row for each sparse variant; None where there is none."""
+    rows = tuple(_sparsity_row(variant) for variant in variants if variant["sparsity_gain"] is not None)
+    columns = ("variant", "sparsity", "zipped", "without sparsity", "gain", "p50 / p50 without [95 %]")
+    return Table(columns, rows) if rows else None
+
+
+def _sparsity_row(variant: Entry) -> tuple[str, ...]:
+    gain = variant["sparsity_gain"]
+    latency = gain["latency_ratio"]
+    return (
+        variant["name"],
+        fmt.percent(variant["sparsity"]),
+        fmt.size(variant["zip_bytes"]),
+        f"{fmt.size(gain['dense_zip_bytes'])} ({'estimated' if gain['estimated'] else gain['twin']})",
+        fmt.ratio(gain["zip_ratio"]),
+        fmt.NOTHING if latency is None else f"{fmt.ratio(latency['value'])} [{interval(latency)}]",
+    )
+
+
+def _latency_clause(ratio: Mapping[str, float] | None) -> str:
+    if ratio is None:
+        return ""
+    told = f"; latency {fmt.ratio(ratio['value'])} [{interval(ratio)}]: "
+    if ratio["low"] >= 1 - EQUAL and ratio["high"] <= 1 + EQUAL:
+        return f"{told}unchanged"
+    if ratio["low"] <= 1 <= ratio["high"]:
+        return f"{told}no difference found"
+    return f"{told}differs"
 
 
 def interval(value: Mapping[str, float]) -> str:

@@ -1,7 +1,22 @@
 """Sparsification: single weights become zero, shapes stay."""
 
+from compress.sparsity.comparison import TrainConfig
+from compress.sparsity.curves import CurveConfig
 from compress.sparsity.masks import apply_masks, make_masks, sparsifiable, sparsity_of
+from compress.sparsity.realtime import RealtimeConfig, RealtimePruner
 from compress.sparsity.schedules import cubic
 from compress.sparsity.stage import SparsifyConfig, sparsify
 
-__all__ = ["SparsifyConfig", "apply_masks", "cubic", "make_masks", "sparsifiable", "sparsify", "sparsity_of"]
+__all__ = [
+    "CurveConfig",
+    "RealtimeConfig",
+    "RealtimePruner",
+    "SparsifyConfig",
+    "TrainConfig",
+    "apply_masks",
+    "cubic",
+    "make_masks",
+    "sparsifiable",
+    "sparsify",
+    "sparsity_of",
+]

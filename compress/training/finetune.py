@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ from compress.errors import DataError, ModelError, RecipeError
 from compress.training.teacher import Teacher
 from compress.values import Progress, silent
 
-AfterStep = Callable[[int], None]  # told the number of optimizer steps done so far: 1, 2, …
+# Told the number of optimizer steps done so far (1, 2, …) and the loss of the last, whose gradients are still there.
+AfterStep = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,15 @@ class FineTuneConfig:
     """How a compressed model is trained to answer as the original does."""
 
     batch_size: int = 128  # samples a step
-    learning_rate: float = 0.002  # Adam's, at its peak; cosine to zero
-    weight_decay: float = 0.0  # decoupled (AdamW)
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = 0.002  # at its peak
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate after the warm-up: to zero, or none
+    momentum: float = 0.9  # of sgd alone
+    weight_decay: float = 0.0  # decoupled for adamw, part of the gradient for adam and sgd
     temperature: float = 2.0  # softens both distributions in the distillation loss
     distillation: float = 0.5  # share 0..1 of the distillation loss, cross-entropy has the rest; 1 without labels
     warm_up: float = 0.05  # share 0..1 of the steps in which the learning rate rises from zero
+    dropout: bool = False  # dropout on beside a teacher too; training on labels alone always has it on
 
     def __post_init__(self) -> None:
         problems = []
@@ -36,6 +42,8 @@ class FineTuneConfig:
             problems.append(f"batch_size={self.batch_size} must be at least 1")
         if not self.learning_rate > 0:
             problems.append(f"learning_rate={self.learning_rate} must be above 0")
+        if not 0 <= self.momentum < 1:
+            problems.append(f"momentum={self.momentum} must be within 0 <= momentum < 1")
         if self.weight_decay < 0:
             problems.append(f"weight_decay={self.weight_decay} must not be negative")
         if not self.temperature > 0:
@@ -69,9 +77,8 @@ def finetune(
     """Train ``student`` in place for ``steps`` optimizer steps and leave it in eval mode on the CPU.
 
     With a ``teacher`` it is distilled in `distilling_mode`; with None it is trained on the labels alone, dropout on.
-    The learning rate rises linearly, then falls as a cosine. ``after_step`` runs after every optimizer step: what it
-    does to the weights (holding masks) is what the next step sees. Same seed, same data and same thread count give the
-    same weights.
+    ``after_step`` runs after every optimizer step: what it does to the weights (holding masks) is what the next step
+    sees. Same seed, same data and same thread count give the same weights.
 
     Returns:
         The mean loss over the last tenth of the steps.
@@ -80,9 +87,9 @@ def finetune(
         ModelError: the loss is not finite; names the step and what to lower.
     """
     student.to(device)
-    restore = distilling_mode(student) if teacher is not None else labels_mode(student)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config.warm_up))
+    restore = labels_mode(student) if teacher is None or config.dropout else distilling_mode(student)
+    optimizer = make_optimizer(student, config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config))
     torch.manual_seed(seed)  # layers that draw their own noise have no generator argument
     losses: list[float] = []
     batches = islice(_batches(len(split), config.batch_size, torch.Generator().manual_seed(seed)), steps)
@@ -100,14 +107,23 @@ def finetune(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        if after_step is not None:
-            after_step(step)
         losses.append(loss.item())
+        if after_step is not None:
+            after_step(step, losses[-1])
         progress(label, step, steps, f"loss {losses[-1]:.3f}")
     restore()
     student.to("cpu").eval()
     tail = losses[-max(1, steps // 10) :]
     return sum(tail) / len(tail)
+
+
+def make_optimizer(module: nn.Module, config: FineTuneConfig) -> torch.optim.Optimizer:
+    """The optimizer of ``config`` over all parameters of ``module``."""
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(module.parameters(), lr=rate, weight_decay=decay, momentum=config.momentum)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(module.parameters(), lr=rate, weight_decay=decay)
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -147,7 +163,7 @@ def distilling_mode(module: nn.Module) -> Callable[[], None]:
 
 
 def labels_mode(module: nn.Module) -> Callable[[], None]:
-    """Set ``module`` for training on labels alone, dropout on; nothing has to be put back."""
+    """Set ``module`` for training as it was first trained, dropout on; nothing has to be put back."""
     module.train()
     return lambda: None
 
@@ -182,9 +198,11 @@ def log_scores(outputs: Tensor, like: Tensor) -> Tensor:
     return outputs
 
 
-def _rate(step: int, steps: int, warm_up: float) -> float:
-    """Factor of the peak learning rate at ``step`` of ``steps``: linear warm-up, then half a cosine."""
-    rising = warm_up * steps
+def _rate(step: int, steps: int, config: FineTuneConfig) -> float:
+    """Factor of the peak learning rate at ``step`` of ``steps``: linear warm-up, then half a cosine, or level."""
+    rising = config.warm_up * steps
     if step < rising:
         return (step + 1) / (rising + 1)
+    if config.schedule == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, steps - rising)))

@@ -1,0 +1,249 @@
+"""The rounds of the sparsify stage: which sparsity next, one fine-tuning at it, and the best model so far."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from compress.errors import SparsityError
+from compress.sparsity.masking import Masking, Target, total
+from compress.sparsity.masks import make_masks, resolve_layers, sparsifiable, sparsity_of
+from compress.sparsity.realtime import RealtimePruner
+from compress.sparsity.size_model import predict_zip_bytes
+from compress.training import Outcome, Recovery
+from compress.training.dropout import lowered_dropout
+from compress.training.gradients import mean_gradients
+from compress.values import Context, Model
+
+if TYPE_CHECKING:
+    from compress.sparsity.stage import SparsifyConfig
+
+logger = logging.getLogger(__name__)
+
+DECISIONS = 20  # of the reactive schedule, in the part of a round in which sparsity rises
+FEWEST = 1e-3  # density at which a search for a number of bytes gives up
+REACHED = 1e-3  # closer to a sparsity than this is there: the number of weights is whole
+PAYS = 0.05  # share of the predicted bytes that another round must save: it costs as much as the first
+
+
+@dataclass(frozen=True)
+class Round:
+    """One fine-tuning at one sparsity."""
+
+    sparsity: float  # zeros / elements of the sparsifiable weights
+    drop: float  # on validation, against the original model
+    loss: float  # mean over the last tenth of its steps
+    steps: int
+    within: bool  # drop <= its share of the budget
+    zip_bytes: int  # predicted, as the weights will be stored
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A module that was within the budget."""
+
+    module: nn.Module
+    sparsity: float
+    zip_bytes: int  # predicted
+
+
+class Search:
+    """The rounds so far, and the best model among them."""
+
+    def __init__(self, model: Model, config: SparsifyConfig, context: Context) -> None:
+        assert context.data is not None
+        assert context.original is not None
+        self.config, self.context = config, context
+        self.dense = model
+        self.allowed = config.budget * context.max_drop
+        self.best: Sparse | None = None
+        self.failed: float | None = None  # the lowest sparsity that was outside the budget
+        self.rounds: list[Round] = []
+        self.notes: list[str] = []
+        self._data = context.data
+        self._recovery = Recovery(context.original, context.data, context, config.finetune)
+        self._steps = self._recovery.steps(config.epochs, config.min_steps)
+
+    def run(self) -> None:
+        for number, target in enumerate(self._targets()):
+            self._run_round(target, number)
+
+    def _targets(self) -> Iterator[Target]:
+        """What each round aims at; looks at how the ones before it ended."""
+        config, parameters = self.config, sparsifiable(self.dense.module, self.config.keep)
+        if config.layers:
+            yield resolve_layers(parameters, config.layers)
+        elif config.pattern is not None:
+            yield 0.0
+        elif config.schedule == "iterative":
+            yield from self._iterations()
+        else:
+            asked = config.sparsity if config.zip_bytes is None else self._sparsity_of_bytes(config.zip_bytes)
+            for _ in range(config.rounds):
+                best = None if self.best is None else self.best.sparsity
+                target = next_sparsity(best, self.failed, asked, config.start)
+                if target is None or not (asked is not None or self._pays(target)):
+                    return
+                yield target
+
+    def _iterations(self) -> Iterator[float]:
+        """Remove a share of what is left, retrain, again, until the accuracy is outside the budget (Han et al. 2015)."""
+        for _ in range(self.config.rounds):
+            kept = 1 - (self.best.sparsity if self.best is not None else 0.0)
+            target = 1 - kept * (1 - self.config.cut)
+            if self.config.sparsity is not None:
+                if 1 - kept >= self.config.sparsity - REACHED:
+                    return
+                target = min(target, self.config.sparsity)
+            yield target
+            if self.failed is not None:
+                return
+
+    def _pays(self, target: float) -> bool:
+        """Whether a round at ``target`` would make the zipped model enough smaller, as the size model predicts."""
+        if self.best is None or self.context.objective != "size":
+            return True
+        predicted = self._bytes_at(self.best.module, target)
+        if predicted <= (1 - PAYS) * self.best.zip_bytes:
+            return True
+        self.notes.append(
+            f"{target:.2%} was not tried: predicted to zip to {predicted:,} bytes, not {PAYS:.0%} below "
+            f"{self.best.zip_bytes:,}"
+        )
+        return False
+
+    def _bytes_at(self, module: nn.Module, sparsity: float) -> int:
+        """What the size model predicts for ``module`` at ``sparsity``, before any training."""
+        # Gradients are not worth their time here: which weights go hardly changes how many bytes stay.
+        score = "magnitude" if self.config.score == "taylor" else self.config.score
+        masks = make_masks(
+            sparsifiable(module, self.config.keep), sparsity, score, self.config.scope, seed=self.context.seed
+        )
+        return predict_zip_bytes(module, masks=masks, stored=self.context.stored)
+
+    def _sparsity_of_bytes(self, zip_bytes: int) -> float:
+        """The lowest sparsity that is predicted to fit into ``zip_bytes``, to a thousandth of the density.
+
+        Raises:
+            SparsityError: not even the highest does.
+        """
+        module, densest, sparsest = self.dense.module, 1.0, FEWEST
+        if (least := self._bytes_at(module, 1 - sparsest)) > zip_bytes:
+            raise SparsityError(
+                f"sparsify.zip_bytes={zip_bytes:,} is out of reach: at {1 - sparsest:.1%} zeros the zipped model is "
+                f"predicted to have {least:,} bytes. Allow more, or cut channels first (prune)."
+            )
+        if self._bytes_at(module, 0.0) <= zip_bytes:
+            return 0.0
+        while densest / sparsest > 1.001:
+            middle = math.sqrt(densest * sparsest)
+            if self._bytes_at(module, 1 - middle) <= zip_bytes:
+                sparsest = middle
+            else:
+                densest = middle
+        return 1 - sparsest
+
+    def _run_round(self, target: Target, number: int) -> None:
+        module = copy.deepcopy(self.best.module if self.best is not None else self.dense.module)
+        seed = self.context.seed * 1000 + number
+        aim = total(sparsifiable(module, self.config.keep), target)
+        label = f"sparsify {self.config.pattern or f'{aim:.1%}'}"
+        if self.config.schedule == "reactive":
+            outcome = self._react(module, aim, seed, label)
+        else:
+            masking = self._masking(module, target)
+            with self._dropout(module, masking):
+                outcome = self._recovery.train(module, steps=self._steps, seed=seed, label=label, after_step=masking)
+        self._judge(module, aim, outcome)
+
+    def _react(self, module: nn.Module, limit: float, seed: int, label: str) -> Outcome:
+        """Train while the loss decides how fast sparsity rises, up to ``limit``."""
+        config = self.config
+        pruner = RealtimePruner(
+            module.requires_grad_(True),
+            interval=max(1, round(config.ramp * self._steps) // DECISIONS),
+            sparsity=limit,
+            tolerance=config.tolerance,
+            steps=self._steps,
+            recover=1 - config.ramp,
+            score=config.score,
+            scope=config.scope,
+            keep=config.keep,
+            seed=self.context.seed,
+        )
+        outcome = self._recovery.train(
+            module, steps=self._steps, seed=seed, label=label, after_step=lambda step, loss: pruner.step(loss)
+        )
+        pruner.finish()
+        return outcome
+
+    def _masking(self, module: nn.Module, target: Target) -> Masking:
+        config = self.config
+        gradients = None
+        if config.score == "taylor":
+            gradients = mean_gradients(module, self._data.train, seed=self.context.seed, device=self.context.device)
+        return Masking(
+            sparsifiable(module, config.keep),
+            target,
+            ramp=max(1, round(config.ramp * self._steps)) if config.schedule == "cubic" else 0,
+            initial=config.initial,
+            score=config.score,
+            scope=config.scope,
+            pattern=config.pattern,
+            gradients=gradients,
+            seed=self.context.seed,
+        )
+
+    def _dropout(self, module: nn.Module, masking: Masking) -> AbstractContextManager[None]:
+        """Dropout lowered with the connections left, where it is on and the masks are final before training."""
+        if not self.config.finetune.dropout or self.config.schedule == "cubic":
+            return nullcontext()
+        example, _ = self._data.train.fetch(self._data.train.indices[:2])
+        return lowered_dropout(module, masking.density, example)
+
+    def _judge(self, module: nn.Module, aim: float, outcome: Outcome) -> None:
+        reached = sparsity_of(sparsifiable(module, self.config.keep))
+        if reached < aim - REACHED and self.config.schedule != "reactive":
+            raise SparsityError(f"sparsity {aim:.4f} was asked for, but only {reached:.4f} of the weights are zero.")
+        within = outcome.drop <= self.allowed + 1e-9
+        predicted = predict_zip_bytes(module, stored=self.context.stored)
+        self.rounds.append(Round(reached, outcome.drop, outcome.loss, outcome.steps, within, predicted))
+        logger.info("sparsify %.1f%%: drop %.4f, %.4f allowed", 100 * reached, outcome.drop, self.allowed)
+        if not within:
+            self.failed = aim if self.failed is None else min(self.failed, aim)
+            return
+        sparse = Sparse(module, reached, predicted)
+        smaller = self.best is None or sparse.zip_bytes < self.best.zip_bytes
+        if self.best is None or (smaller if self.context.objective == "size" else reached > self.best.sparsity):
+            self.best = sparse
+
+
+def next_sparsity(best: float | None, failed: float | None, asked: float | None, start: float) -> float | None:
+    """Which sparsity to try: bisection over density (1 - sparsity) on a logarithmic scale.
+
+    Args:
+        best: The highest sparsity that was within the budget; None before the first.
+        failed: The lowest that was not; None before the first.
+        asked: What was asked for: none above it is tried.
+        start: The first one, where none was asked for.
+
+    Returns:
+        The next sparsity, or None where another round cannot tell more.
+    """
+    kept = best or 0.0
+    if asked is not None and kept >= asked - REACHED:
+        return None
+    if failed is None and best is None:
+        return asked if asked is not None else start
+    if failed is None:
+        return 1 - (1 - kept) / 2
+    middle = 1 - math.sqrt((1 - kept) * (1 - failed))
+    # Another round costs as much as the first: not for less than a tenth of the remaining weights.
+    return middle if (1 - kept) / (1 - middle) > 1.1 else None
