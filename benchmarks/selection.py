@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -167,8 +166,9 @@ def main() -> None:
     print(table(results))
     machine = environment(options.threads)
     cpu = re.sub(r"\W+", "-", machine["cpu"].lower()).strip("-") + ("-vnni" if "vnni" in machine["isa"] else "")
-    command = shlex.join(["python", "-m", "benchmarks.selection", *sys.argv[1:]])
-    content = {"schema": 1, "command": command, "environment": machine, "results": results}
+    command = f"python -m benchmarks.selection --weights {options.weights} --repeats {options.repeats}"
+    content = {"schema": 1, "command": f"{command} --threads {options.threads}", "environment": machine}
+    content |= {"load_average_15_min": os.getloadavg()[2], "results": results}  # of the machine: others were at work
     file = options.out / f"selection-weights{options.weights}-{cpu}-threads{options.threads}.json"
     write_atomically(file, to_json(content))
     if not all(result["same_zeros"] for result in results):

@@ -138,7 +138,7 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
     for stage in STAGES:
         config = getattr(recipe, stage.name, None) or recipe.export
         reason = _skipped(stage, recipe, opened)
-        goal = (recipe.max_drop, recipe.objective, recipe.skip) if "torch" in stage.needs else None
+        goal = (recipe.max_drop, recipe.objective, "quantize" in recipe.skip) if "torch" in stage.needs else None
         previous = fingerprint(previous=previous, config=config, seed=recipe.seed, goal=goal, reason=reason)
         stored = workspace.finished(stage.directory, previous) if recipe.resume else None
         if stored is None:

@@ -163,7 +163,7 @@ def test_what_cannot_be_used_is_told_before_anything_is_written(call: Call, tmp_
         (("--methods", "flat,lamb"), 1, "did you mean lamp?"),
         (("--rates", "0:1:0.1"), 1, "not within 0 <= rate < 1"),
         (("--seeds", 0), 1, "seeds=0"),
-        (("--layers", "fc1"), 2, "fc1=0.9,fc2=0.5"),
+        (("--layers", "fc1"), 2, "'fc1' is not a list such as"),
         (("--methods", "custom", "--layers", "nowhere=0.5"), 1, "nowhere"),
         (("--split", "train"), 2, "'train' is not one of"),
     ):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reviews import ARCHIVE, FILE_NAME, MEMBER, _sentences, fetch_reviews
+from benchmarks.sparsification import EPOCHS, SPARSITY, WAYS, config_of
 from benchmarks.train import MODELS
 from compress.models.factory import build
 from compress.recipe import load_recipe
@@ -29,10 +30,14 @@ def test_every_recipe_is_valid_and_its_model_can_be_built(file: Path) -> None:
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_starts_with_its_evidence_and_the_commands_that_gave_it(file: Path) -> None:
-    header = file.read_text().split("\n\n")[0]
-    name = next(name for name in MODELS if f"benchmarks.train {name}" in header)
-    command = "reduce" if "\n[reduce]\n" in file.read_text() else "pipeline"
-    assert f"compress {command} checkpoints/{name}/model.pt --recipe pipelines/{file.name}" in header
+    text = file.read_text()
+    header = text.split("\n\n")[0]
+    command = next((name for name in ("reduce", "curve", "train") if f"\n[{name}]\n" in text), "pipeline")
+    model = ""
+    if command != "train":  # which starts from new weights
+        name = max((name for name in MODELS if f"benchmarks.train {name}" in header), key=len)
+        model = f"checkpoints/{name}/model.pt "
+    assert f"compress {command} {model}--recipe pipelines/{file.name}" in header
     for word in ("n =", "torch 2.", "onnxruntime 1.", "95 %"):
         assert word in header, f"{file.name} does not tell its {word}"
 
@@ -57,3 +62,12 @@ def test_reviews_that_are_there_are_not_fetched_again(tmp_path: Path, monkeypatc
     monkeypatch.setattr("subprocess.run", lambda *a, **k: pytest.fail("the network was asked"))
     (tmp_path / FILE_NAME).write_text("x")
     assert fetch_reviews(tmp_path) == tmp_path / FILE_NAME
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_sparsifying_is_given_the_same_training_and_sparsity(way: str) -> None:
+    config = config_of(way)
+    assert config.rounds * config.epochs == pytest.approx(EPOCHS)
+    assert config.layers or config.sparsity == SPARSITY
+    if config.schedule == "iterative":
+        assert 1 - (1 - config.cut) ** config.rounds == pytest.approx(SPARSITY)

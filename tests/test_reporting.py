@@ -247,7 +247,7 @@ def test_every_rendering_says_all_that_matters(render: Any, plain: dict[str, Any
 class Outline(HTMLParser):
     """Checks that every element is closed, and keeps what was met."""
 
-    VOID = ("meta", "rect")
+    VOID = ("meta", "rect", "path", "use")
 
     def __init__(self) -> None:
         super().__init__()

@@ -94,7 +94,7 @@ class Search:
                 yield target
 
     def _iterations(self) -> Iterator[float]:
-        """Remove a share of what is left, retrain, again, until the accuracy is outside the budget (Han et al. 2015)."""
+        """Remove a share of what is left, retrain, again, until accuracy is outside the budget (Han et al. 2015)."""
         for _ in range(self.config.rounds):
             kept = 1 - (self.best.sparsity if self.best is not None else 0.0)
             target = 1 - kept * (1 - self.config.cut)

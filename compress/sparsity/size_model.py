@@ -31,6 +31,7 @@ _FEW, _MANY = 2**16, 2**20
 _BLOCK = 2**11  # elements in a row that a sample takes: longer than the runs of zeros
 _GRAPH = 500  # bytes of a zip with one node, and
 _LAYER = {"float32": 40, "int8": 80, "int8-reduced": 80, "int8-per-channel": 80, "int8-weights": 50}  # of each layer's
+_INPUT_SCALE = np.float32(1 / 81)  # any number that is no power of two: it makes other digits of the same entropy
 _BIAS = 2**13  # a bias in int32, on the scale of the products, has about 13 bits
 _SMALLEST = 128  # elements: weight-only quantization leaves smaller tensors as they are
 _ENOUGH_DB = 35.0  # signal to quantization noise that lets weight-only quantization do with one scale
@@ -98,8 +99,10 @@ class _Content:
                 continue
             values, scales = _quantized(tensor, how, per_channel=not embedding)
             weights.append(values.reshape(-1))
-            if scales.size > 1:  # one a channel is worth bytes; that of an integer bias is another number
-                weights += [scales.reshape(-1), np.float32(1 / 81) * scales.reshape(-1)][: 2 if integer_biases else 1]
+            if scales.size > 1:
+                weights.append(scales.reshape(-1))
+            if scales.size > 1 and integer_biases:  # the biases' scales: those of the weights times the input's
+                weights.append(_INPUT_SCALE * scales.reshape(-1))
         return weights + biases
 
 
@@ -118,9 +121,11 @@ def _folded(module: nn.Module) -> tuple[dict[str, Tensor], set[str]]:
             continue
         scale = (norm.running_var + norm.eps).rsqrt()
         factors[f"{before}.weight"] = scale * norm.weight if norm.affine else scale
-        gone |= {f"{name}.{part}" for part in ("weight", "running_mean" if norm.affine else "", "running_var")}
-        if convolution.bias is not None:  # one of the two biases is left
-            gone.add(f"{before}.bias")
+        gone |= {f"{name}.weight", f"{name}.running_var"}
+        if norm.affine:  # its bias stands for the one that is left
+            gone |= {f"{name}.running_mean", f"{before}.bias"}
+        elif convolution.bias is not None:
+            gone.add(f"{name}.running_mean")
     return factors, gone
 
 

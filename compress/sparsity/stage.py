@@ -1,4 +1,4 @@
-"""The sparsify stage: the most weights set to zero whose fine-tuned model stays within its share of the accuracy budget."""
+"""The sparsify stage: the most weights set to zero whose fine-tuned model stays within its accuracy budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compress.errors import RecipeError, SparsityError
 from compress.sparsity.masks import Scope, Score, check_pattern, sparsifiable
 from compress.sparsity.schedules import Schedule
 from compress.sparsity.search import Search
-from compress.sparsity.size_model import predict_zip_bytes
+from compress.sparsity.size_model import predict_all
 from compress.sparsity.weights_summary import summarise
 from compress.training import FineTuneConfig
 from compress.values import Context, Model, StageRecord
@@ -119,8 +119,7 @@ def _figures(model: Model, search: Search) -> dict[str, Any]:
         "weights": sum(p.numel() for p in sparsifiable(model.module, config.keep).values()),
         "rounds": [dataclasses.asdict(r) for r in search.rounds],
         "predicted_zip_bytes": {
-            when: {stored: predict_zip_bytes(module, stored=stored) for stored in ("float32", "int8")}
-            for when, module in (("dense", model.module), ("sparse", after))
+            when: dict(predict_all(module)) for when, module in (("dense", model.module), ("sparse", after))
         },
         "layers": [layer.to_dict() for layer in summarise(model.module, after, config.keep)],
     }
