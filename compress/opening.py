@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,20 @@ class Opened:
             raise ModelError(f"{command} needs a torch module: {self.source.skips}.")
         return self.original
 
+    def needs_classifier(self, command: str) -> Model:
+        """`needs_torch`, of the one task whose fine-tuning and scores are known.
+
+        Raises:
+            ModelError: there is no torch model, or it does not give scores of classes.
+        """
+        model = self.needs_torch(command)
+        if model.task != "classification":
+            raise ModelError(
+                f"{command} fine-tunes or scores a classifier, whose first output is (N, C) scores with C >= 2: this "
+                "model gives something else. `compress pipeline` exports, quantizes and times such models."
+            )
+        return model
+
     def context(self, directory: Path, recipe: Recipe, progress: Progress) -> Context:
         return Context(
             data=self.data,
@@ -74,7 +89,7 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
         model=source.sha256,
         data=data.sha256 if data is not None else None,
         inputs=inputs,
-        factory=[recipe.factory, recipe.factory_args],
+        factory=[recipe.factory, recipe.factory_args, hashlib.sha256(models.source_of(recipe.factory)).hexdigest()],
     )
     device = _device(recipe.device)
     samples = (data or synthetic(inputs)).calibration

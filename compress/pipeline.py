@@ -11,6 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from compress.checkpoint import restore, save
 from compress.files import write_atomically
@@ -22,7 +23,7 @@ from compress.quantization import quantize
 from compress.recipe import Recipe
 from compress.reporting import Report
 from compress.shipping import ship
-from compress.sparsity import sparsify
+from compress.sparsity import resolve_layers, sparsifiable, sparsify
 from compress.speed import measured_speedup
 from compress.values import Context, Model, Progress, StageRecord, State, Variant, silent
 from compress.verify import verify
@@ -133,12 +134,13 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
         CompressError: the model, the data or an option cannot be used; the message says what to do.
     """
     opened = open_inputs(recipe, progress)
+    _check_names(recipe, opened)
     workspace = Workspace.open(recipe.out, resume=recipe.resume, overwrite=recipe.overwrite)
     state, records, previous = opened.state, [], opened.identity
     for stage in STAGES:
         config = getattr(recipe, stage.name, None) or recipe.export
         reason = _skipped(stage, recipe, opened)
-        goal = (recipe.max_drop, recipe.objective, "quantize" in recipe.skip) if "torch" in stage.needs else None
+        goal = _goal(stage, recipe)
         previous = fingerprint(previous=previous, config=config, seed=recipe.seed, goal=goal, reason=reason)
         stored = workspace.finished(stage.directory, previous) if recipe.resume else None
         if stored is None:
@@ -153,6 +155,21 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
         state, record = restore(state, stored, workspace.stage_directory(stage.directory), opened.example)
         records.append(record)
     return ship(workspace, recipe, opened, state, tuple(records), command)
+
+
+def _check_names(recipe: Recipe, opened: Opened) -> None:
+    """Refuse layers that there are not now, and not after an hour of pruning. Pruning keeps their names."""
+    if opened.original is not None and "sparsify" not in recipe.skip:
+        resolve_layers(sparsifiable(opened.original.module, recipe.sparsify.keep), recipe.sparsify.layers)
+
+
+def _goal(stage: Stage, recipe: Recipe) -> tuple[Any, ...]:
+    """What a stage aims at besides its own config."""
+    if "torch" not in stage.needs:
+        return ()
+    if stage.run is not _sparsify:
+        return (recipe.max_drop,)
+    return recipe.max_drop, recipe.objective, "quantize" in recipe.skip
 
 
 def _skipped(stage: Stage, recipe: Recipe, opened: Opened) -> str | None:

@@ -56,7 +56,8 @@ SHORT: Mapping[str, str | tuple[str, ...]] = {
     "threads": "benchmark.threads",
 }
 
-# Tables whose keys are names of the user's own: left as they are written, and replaced as a whole.
+# Tables whose keys are names of the user's own: left as they are written, and replaced as a whole, but for the one key
+# that a --set names.
 OWN_NAMES = ("factory_args", "layers")
 
 
@@ -144,7 +145,9 @@ def load_recipe(
         if not equals:
             problems.append(f"--set {text}: write section.key=value")
             continue
-        _merge(merged, _expanded({key.strip(): _value(value.strip())}))
+        table, name = _own_name(key.strip())
+        given = {**_table(merged, table), name: _value(value.strip())} if name else _value(value.strip())
+        _merge(merged, _expanded({table: given}))
     merged["model"] = model
     problems += list(_unknown(Recipe, merged, ""))
     try:
@@ -216,6 +219,20 @@ def _merge(base: dict[str, Any], other: Mapping[str, Any]) -> None:
             _merge(base[key], value)
         else:
             base[key] = value
+
+
+def _own_name(key: str) -> tuple[str, str]:
+    """A dotted key as the table of the user's own names that it leads into and the name there; "" in all others."""
+    parts = key.split(".")
+    end = next((i for i, part in enumerate(parts, start=1) if part in OWN_NAMES), len(parts))
+    return ".".join(parts[:end]), ".".join(parts[end:]).strip("\"'")
+
+
+def _table(tree: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    found: Any = tree
+    for part in path.replace("-", "_").split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _value(text: str) -> Any:

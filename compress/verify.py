@@ -21,8 +21,8 @@ Inputs = tuple[torch.Tensor, ...]
 BATCHES = (1, 2)
 Zeros = dict[str, NDArray[np.bool_]]  # weight's name -> True where it is zero, the weight's shape
 
-# Recurrent layers stack their gates along axis 0, torch in another order than ONNX: LSTM i f g o -> i o f c, GRU
-# r z n -> z r h.
+# Recurrent layers stack their gates along the axis before the last, torch in another order than ONNX: LSTM
+# i f g o -> i o f c, GRU r z n -> z r h.
 _GATES = ((0, 3, 1, 2), (1, 0, 2))
 _GLANCE = 4096  # elements that most wrong pairs differ in
 
@@ -56,7 +56,7 @@ def check_zeros(before: Zeros, after: Zeros, name: str) -> None:
     Export, simplification and quantization may rename, transpose and duplicate tensors and reorder the gates of
     recurrent ones. A tensor is found by its name; else it must be one of those with as many elements, in one of these
     layouts. Where it has lost its name and their number changed too (a tied weight written twice, an unused head left
-    out, the two directions of an LSTM made one), it cannot be compared.
+    out), it cannot be compared.
 
     Args:
         before: Of the torch model, or of the float file.
@@ -66,6 +66,7 @@ def check_zeros(before: Zeros, after: Zeros, name: str) -> None:
     Raises:
         SparsityError: names the tensor.
     """
+    before = _both_directions(before)
     named = {w for w, zeros in before.items() if w in after and zeros.size == after[w].size}
     kept = {weight for weight in named if _holds(before[weight], after[weight])}
     ours = {weight: zeros for weight, zeros in before.items() if weight not in kept}
@@ -86,8 +87,18 @@ def check_zeros(before: Zeros, after: Zeros, name: str) -> None:
 def _lost(name: str, weight: str, zeros: NDArray[np.bool_]) -> SparsityError:
     return SparsityError(
         f"{name}: {weight} has {np.count_nonzero(zeros):,} zeros among {zeros.size:,} weights, and no weight tensor of "
-        "the file has zeros in all of their places: zeros were not kept. Please report this model."
+        "the file has zeros in all of their places: zeros were not kept. Leave the weight dense (sparsify.keep), and "
+        "please report this model."
     )
+
+
+def _both_directions(zeros: Zeros) -> Zeros:
+    """The two directions of a recurrent layer as one tensor, as ONNX has them: (2, gates * hidden, inputs)."""
+    joined = dict(zeros)
+    for weight in zeros:
+        if f"{weight}_reverse" in zeros:
+            joined[weight] = np.stack([zeros[weight], joined.pop(f"{weight}_reverse")])
+    return joined
 
 
 def _holds(zeros: NDArray[np.bool_], found: NDArray[np.bool_]) -> bool:
@@ -107,10 +118,10 @@ def _layouts(zeros: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
     orders = list(permutations(range(zeros.ndim))) if zeros.ndim <= 4 else [tuple(range(zeros.ndim))]
     yield from (zeros.transpose(order) for order in orders)
     for gates in _GATES:
-        if zeros.ndim == 2 and len(zeros) % len(gates) == 0:
-            blocks = np.split(zeros, len(gates))
-            reordered = np.concatenate([blocks[gate] for gate in gates])
-            yield from (reordered, reordered.T)
+        if zeros.ndim in (2, 3) and zeros.shape[-2] % len(gates) == 0:  # 3: both directions
+            blocks = np.split(zeros, len(gates), axis=-2)
+            reordered = np.concatenate([blocks[gate] for gate in gates], axis=-2)
+            yield from (reordered, reordered.swapaxes(-1, -2))
 
 
 def _zeros_of(state: State, made: OnnxModel) -> Zeros:

@@ -192,6 +192,17 @@ def test_labels_outside_the_classes_are_refused(call: Call, tmp_path: Path, mode
     check_refused(call("pipeline", model_file, "--data", data), "11", "10")
 
 
+@pytest.mark.parametrize("command", ["sparsify", "reduce", "prune", "curve", "train"])
+def test_one_number_a_sample_is_no_class_and_is_refused(command: str, call: Call, tmp_path: Path) -> None:
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), tmp_path / "model.pt")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((60, 1, 8, 8), np.float32))
+    result = call(
+        command, str(tmp_path / "model.pt"), "--data", f"npz:{tmp_path / 'x.npz'}", "--out", str(tmp_path / "o")
+    )
+    check_refused(result, "classifier", "compress pipeline")
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_model_whose_control_flow_depends_on_data_is_refused(call: Call, tmp_path: Path, digits_file: Path) -> None:
     (tmp_path / "net.py").write_text(
         "import torch\nfrom torch import nn\n"
@@ -303,6 +314,19 @@ def test_an_output_that_exists_is_not_replaced_unasked(call: Call, tmp_path: Pat
     assert "--overwrite" in outcome.err
     assert (tmp_path / "model.onnx").read_text() == "mine"
     assert call("export", model_file, "--input", "1x8x8", "--overwrite").status == 0
+
+
+def test_an_output_of_the_wrong_kind_is_refused_before_any_work(call: Call, tmp_path: Path, model_file: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for arguments, words in (
+        (("export", model_file, "--input", "1x8x8", "--out", "folder"), "is a directory, and a file is written"),
+        (("prune", model_file, "--input", "1x8x8", "--out", "file"), "is a file, and a directory is written"),
+    ):
+        outcome = call(*arguments, "--overwrite")
+        assert outcome.status == 2
+        assert words in outcome.err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_safetensors_load_with_a_factory(call: Call, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compress.cli import main
-from compress.measurement import outputs_of
+from compress.sparsity.sensitivity import figure_of
 
 FILES = {"curve.csv", "curve.json", "curve.png", "curve.svg", "runs.json"}
 FAST = (
@@ -62,12 +62,12 @@ def stopped(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     def interrupted(*arguments: object, **options: object) -> object:
         nonlocal points
         points += 1
-        if points > 5:
+        if points > 4:
             raise KeyboardInterrupt
-        return outputs_of(*arguments, **options)  # type: ignore[arg-type]
+        return figure_of(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr("compress.sparsity.curves.outputs_of", interrupted)
+        patch.setattr("compress.sparsity.curves.figure_of", interrupted)
         assert call("--out", "stopped").status == 130
     return tmp_path / "stopped"
 
@@ -171,6 +171,15 @@ def test_what_cannot_be_used_is_told_before_anything_is_written(call: Call, tmp_
         assert outcome.status == status, outcome.err
         assert told in outcome.err
     assert not (tmp_path / "curve").exists()
+
+
+def test_a_file_in_place_of_the_directory_is_refused(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "curve").write_text("mine")
+    for options in ((), ("--overwrite",), ("--resume",)):
+        outcome = call(*options)
+        assert outcome.status == 1
+        assert "is a file" in outcome.err
+    assert (tmp_path / "curve").read_text() == "mine"
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,6 +138,19 @@ def test_an_option_of_the_scan_without_it_is_a_usage_error(option: tuple[object,
     assert f"{option[0]} needs --sensitivity" in outcome.err
 
 
+def test_what_the_scan_cannot_use_is_told_before_it(call: Call, digits_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for options, status, words in (
+        (("--drop-budget", 2), 1, "budget of 2.0"),
+        (("--drop-budget", "nan"), 1, "budget of nan"),
+        (("--out", "file", "--overwrite"), 2, "file is a file"),
+    ):
+        outcome = call("--sensitivity", "--data", f"npz:{digits_file}", *options)
+        assert outcome.status == status
+        assert words in outcome.err
+        assert "reading the data" not in outcome.err
+
+
 def test_a_scan_without_data_is_a_usage_error(call: Call, tmp_path: Path) -> None:
     outcome = call("--sensitivity", "--input", "1x8x8")
     assert outcome.status == 2

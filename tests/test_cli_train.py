@@ -126,7 +126,7 @@ def test_a_model_is_fine_tuned_from_its_weights_or_trained_from_new_ones(
 ) -> None:
     outcomes = {}
     for name, options in {"tuned": (), "new": ("--fresh",)}.items():
-        assert call(model_file, "--epochs", 0.3, "--out", name, *options).status == 0
+        assert call(model_file, "--epochs", 0.3, "--interval", 1, "--out", name, *options).status == 0
         outcomes[name] = json.loads((tmp_path / name / "comparison.json").read_text())
     starts = {name: {arm["started_from"] for arm in report["arms"]} for name, report in outcomes.items()}
     assert len(starts["tuned"]) == 1  # the same for every seed
@@ -163,6 +163,35 @@ def test_options_out_of_range_are_refused_before_any_work(
 def test_no_data_and_neither_model_nor_factory_are_told_in_a_line(call: Call) -> None:
     assert "--data" in call("--factory", "./net.py:net", data=False).err
     assert "--factory" in call().err
+
+
+def test_what_is_refused_deletes_nothing_with_overwrite(call: Call, tmp_path: Path, model_file: Path) -> None:
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "comparison.json").write_text("{}")
+    for options, words in ((("--no-labels",), "needs labels"), (("--epochs", 0.5), "nothing would be removed")):
+        outcome = call(model_file, "--overwrite", *options)
+        assert outcome.status == 1
+        assert words in outcome.err
+    assert (tmp_path / "trained" / "comparison.json").is_file()
+
+
+def test_another_content_of_the_factorys_file_is_another_model(call: Call, tmp_path: Path) -> None:
+    short = ("--factory", "./net.py:net", "--seeds", 1, "--epochs", 0.3, "--interval", 1)
+    assert call(*short).status == 0
+    assert "seed 0 dense" not in call(*short, "--resume").err
+    (tmp_path / "net.py").write_text(NET.replace("ReLU", "GELU"))
+    assert "seed 0 dense" in call(*short, "--resume").err
+
+
+def test_a_warning_about_the_model_is_in_the_report(call: Call, tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "untrained.pt")
+    assert call("untrained.pt", "--seeds", 1, "--epochs", 0.3, "--interval", 1).status == 0
+    for name in ("comparison.md", "comparison.html"):
+        assert "no better than chance" in (tmp_path / "trained" / name).read_text()
 
 
 def test_new_weights_are_refused_where_no_layer_can_draw_them(call: Call, tmp_path: Path) -> None:

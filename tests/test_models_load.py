@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from compress.errors import ModelError
-from compress.models import ensure_operators
-from compress.models.loading import load
+from compress.models import ensure_operators, source_of
+from compress.models.loading import load, load_new
 from compress.models.reference import digits_cnn
 from compress.values import InputSpec
 
@@ -256,3 +256,14 @@ def test_a_tied_weight_may_come_under_one_of_its_names(tmp_path: Path, monkeypat
     source = load(save(tmp_path / "model.pt", {"b.weight": weight}), factory="./net.py:Net")
     assert source.module is not None
     assert torch.equal(source.module.state_dict()["a.weight"], weight)
+
+
+def test_new_weights_are_others_once_the_file_of_the_factory_changes(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text("from torch import nn\ndef make():\n    return nn.Linear(4, 2)\n")
+    first = load_new(f"{file}:make")
+    assert load_new(f"{file}:make").sha256 == first.sha256
+    file.write_text("from torch import nn\ndef make():\n    return nn.Linear(4, 3)\n")
+    assert load_new(f"{file}:make").sha256 != first.sha256
+    assert source_of(f"{file}:make") == file.read_bytes()
+    assert source_of("torchvision.models:resnet18") == source_of(None) == b""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from compress import pipeline
+from compress.errors import SparsityError
 from compress.measurement.size import zip_bytes
 from compress.pipeline import STAGES, run
 from compress.recipe import Recipe, load_recipe
@@ -104,3 +105,9 @@ def test_a_resumed_run_reads_the_twin_back(finished: Path, model_file: Path, dig
     assert [v["sparsity_gain"] for v in report_of(finished)["variants"]] == [
         v["sparsity_gain"] for v in before["variants"]
     ]
+
+
+def test_a_layer_that_there_is_not_is_told_before_any_training(quick: Quick, tmp_path: Path) -> None:
+    with pytest.raises(SparsityError, match="nowhere"):
+        run(quick(sparsify={"layers": {"nowhere": 0.5}}))
+    assert not (tmp_path / "run").exists()

@@ -90,6 +90,22 @@ def test_every_field_in_the_tables_of_the_readme_has_the_default_that_it_says() 
     assert (recipe.sparsify.start, recipe.sparsify.rounds, recipe.sparsify.epochs) == (0.9, 4, 3.0)
     assert (recipe.sparsify.min_steps, recipe.sparsify.budget, recipe.sparsify.ramp) == (400, 0.5, 0.6)
     assert recipe.sparsify.sparsity is None
+    train, curve = recipe.train, recipe.curve
+    rows = (
+        "| `start`, `rounds`, `epochs`, `min_steps` | 0.9, 4, 3.0, 400 |",
+        "| `budget` | 0.5 |",
+        "| `ramp` | 0.6 |",
+        f"| `--score` | `{recipe.sparsify.score}` |",
+        f"| `--scope` | `{recipe.sparsify.scope}` |",
+        f"| `--schedule` | `{recipe.sparsify.schedule}` |",
+        f"| `--seeds`, `--epochs`, `--margin` | {train.seeds}, {train.epochs:g}, {train.margin:g} |",
+        f"| `--interval` | `{train.interval}` |",
+        f"| {train.realtime.tolerance:g}, {train.realtime.sparsity:g}, `{train.realtime.score}` |",
+        f"| `--methods` | `{','.join(curve.methods)}` |",
+        f"| `--rates` | `{curve.rates}` |",
+        f"| `--seeds`, `--epochs` | {curve.seeds}, {curve.epochs:g} |",
+        f"| `--split` | `{curve.split}` |",
+    )
     text = README.read_text()
-    for row in ("| 0.9 |", "| 4, 3.0, 400 |", "| 0.5 |", "| 0.6 |"):
+    for row in rows:
         assert row in text

@@ -117,3 +117,12 @@ def test_inputs_are_read_from_their_sizes() -> None:
     )
     with pytest.raises(RecipeError, match="3x224x224"):
         load_recipe(Path("model.pt"), {"input": ("3,32,32",)})
+
+
+def test_each_set_of_a_table_of_own_names_changes_one_key_as_it_is_written() -> None:
+    options = {"sparsify.layers": {"fc1": 0.5, "fc2": 0.6}}
+    texts = ["sparsify.layers.features.0=0.7", "sparsify.layers.my-conv=0.8", "sparsify.layers.fc2=0.9"]
+    recipe = load_recipe(Path("model.pt"), options, texts)
+    assert recipe.sparsify.layers == {"fc1": 0.5, "fc2": 0.9, "features.0": 0.7, "my-conv": 0.8}
+    recipe = load_recipe(Path("model.pt"), options, ["sparsify.layers={fc3=0.1}"])
+    assert recipe.sparsify.layers == {"fc3": 0.1}

@@ -14,7 +14,16 @@ from torch import nn
 
 from compress.errors import RecipeError, SparsityError
 from compress.sparsity import sparsifiable, sparsity_of
-from compress.sparsity.comparison import Arm, Comparison, PlainTraining, TrainConfig, compare, train_arm, weights_name
+from compress.sparsity.comparison import (
+    Arm,
+    Comparison,
+    PlainTraining,
+    TrainConfig,
+    compare,
+    conclude,
+    train_arm,
+    weights_name,
+)
 from compress.sparsity.realtime import RealtimeConfig
 from compress.values import Context, Model
 from tests.conftest import tiny_cnn
@@ -167,7 +176,7 @@ def test_another_margin_needs_no_training_and_another_limit_only_that_with_pruni
 
 def test_a_model_that_is_not_the_same_for_the_same_seed_is_refused(opened: Opened, tmp_path: Path) -> None:
     model, context = opened
-    config = dataclasses.replace(CONFIG, epochs=0.1)
+    config = dataclasses.replace(CONFIG, epochs=0.5, interval=1)
     with pytest.raises(SparsityError, match="different weights"):
         compare(lambda seed: dataclasses.replace(model, module=tiny_cnn()), config, context)
 
@@ -188,6 +197,43 @@ def test_without_labels_there_is_nothing_to_compare(opened: Opened) -> None:
     bare = dataclasses.replace(context, data=dataclasses.replace(context.data, classes=None))
     with pytest.raises(SparsityError, match="labelled"):
         compare(maker(model), CONFIG, bare)
+
+
+def test_a_training_too_short_for_any_pruning_is_refused_and_the_shortest_that_is_not_prunes(
+    opened: Opened, tmp_path: Path
+) -> None:
+    model, context = opened
+    context = dataclasses.replace(context, directory=tmp_path)
+    assert context.data is not None
+    per_epoch = len(context.data.train) / CONFIG.finetune.batch_size
+    short = TrainConfig(
+        epochs=7 / per_epoch,
+        seeds=1,
+        interval=3,
+        realtime=RealtimeConfig(tolerance=100, recover=0.25),
+        finetune=CONFIG.finetune,
+    )
+    with pytest.raises(SparsityError, match=r"after 6 steps, the last one within 5 of 7 .*more epochs"):
+        compare(maker(model), short, context)
+    assert not list(tmp_path.iterdir())
+    made = compare(maker(model), dataclasses.replace(short, epochs=8 / per_epoch), context)
+    assert [moment.action for moment in made.sparse[0].history if moment.action] == ["hold", "raise"]
+
+
+def test_where_the_loss_lets_nothing_be_removed_there_is_no_verdict(made: tuple[Comparison, Context, Model]) -> None:
+    dense, sparse = made[0].dense, made[0].sparse
+    waits = dataclasses.replace(sparse[1], history=dense[1].history)
+    verdict = conclude(dense, (sparse[0], waits), 0.5).verdict
+    assert verdict.outcome == "undecided"
+    assert "nothing be removed with seed 1." in verdict.sentence
+    assert conclude(dense, sparse, 0.5).verdict.outcome != "undecided"
+
+
+def test_a_model_without_weights_is_refused(opened: Opened) -> None:
+    model, context = opened
+    bare = dataclasses.replace(model, module=nn.Sequential(nn.Flatten(), nn.ReLU()))
+    with pytest.raises(SparsityError, match="nothing to sparsify"):
+        compare(lambda seed: bare, CONFIG, context)
 
 
 @pytest.mark.parametrize(

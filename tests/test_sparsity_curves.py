@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import io
@@ -12,7 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from compress.cli.curve import _area_row, notes
 from compress.data.splits import Split
 from compress.errors import RecipeError, SparsityError
 from compress.measurement import outputs_of, score
@@ -199,6 +202,11 @@ def test_the_picture_is_the_same_each_time_and_shows_rates_near_one() -> None:
     assert [tick.get_text() for tick in axes.get_xticklabels()][-2:] == ["0.998", "0.999"]
 
 
+def test_a_model_that_is_always_wrong_has_areas_without_a_share_of_the_ceiling() -> None:
+    curves = dataclasses.replace(summary(*runs_of("flat", {0.0: (0.0,), 0.9: (0.0,)})), ceiling=0.0)
+    assert _area_row(curves.areas[0], curves) == ("flat", "0.0000", "", "")
+
+
 # Measured on the tiny model
 
 
@@ -227,6 +235,36 @@ def test_every_method_begins_at_the_dense_model_and_loses_what_it_should(opened:
     assert {round(share, 1) for share in curves.of("layer")[1].layers.values()} == {0.5}
     for name, value in model.module.state_dict().items():
         assert torch.equal(value, before[name]), f"{name} of the given model changed"
+
+
+class Normed(nn.Module):
+    """Divides each row of its weight by its norm: a row of zeros is answered with NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(10, 64, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x.flatten(1), self.w / self.w.norm(dim=1, keepdim=True))
+
+
+def test_answers_that_are_not_finite_count_as_wrong_and_do_not_end_the_curve(opened: Opened) -> None:
+    model, context = opened
+    normed = dataclasses.replace(model, module=Normed().eval())
+    curves = measure_curves(normed, config(methods=("random",), rates="0,0.5,0.999", seeds=1), context)
+    assert [point.value > 0 for point in curves.points] == [True, True, False]
+
+
+def test_points_that_were_sparser_to_begin_with_are_no_rounding(opened: Opened) -> None:
+    model, context = opened
+    module = copy.deepcopy(model.module)
+    with torch.no_grad():
+        module.get_submodule("6").weight[:20] = 0  # type: ignore[operator]
+    curves = measure_curves(dataclasses.replace(model, module=module), config(methods=("flat",)), context)
+    assert {point.rate for point in curves.sparser} == {0.0, 0.5}
+    assert curves.rounding < 1 / sum(curves.sizes.values())
+    assert "2 of 3 points have more zeros" in notes(curves)[-1]
+    assert len(notes(measure_curves(model, config(methods=("flat",)), context))) == len(notes(curves)) - 1
 
 
 def test_fine_tuning_ends_at_the_exact_number_of_zeros_whatever_ranks_them(opened: Opened) -> None:

@@ -310,3 +310,10 @@ def test_the_cubic_schedule_never_falls_and_ends_at_its_target(steps: int, start
 
 def test_the_cubic_schedule_equals_the_published_formula() -> None:
     assert cubic(25, 100, 0.0, 0.8) == pytest.approx(0.8 - 0.8 * 0.75**3)
+
+
+def test_a_tied_weight_is_kept_by_any_of_its_names() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    module[1].weight = module[0].weight
+    assert list(sparsifiable(module)) == ["0.weight"]
+    assert not sparsifiable(module, ("1.weight",))

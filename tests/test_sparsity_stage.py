@@ -11,18 +11,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from compress.errors import RecipeError, SparsityError
 from compress.recipe import Recipe
 from compress.sparsity import SparsifyConfig, make_masks, sparsify, sparsity_of
 from compress.sparsity.masking import Masking
-from compress.sparsity.masks import Scope, Score, sparsifiable
+from compress.sparsity.masks import Scope, Score, apply_masks, sparsifiable
 from compress.sparsity.schedules import Schedule
 from compress.sparsity.search import next_sparsity
 from compress.sparsity.size_model import predict_zip_bytes
 from compress.training import FineTuneConfig
 from compress.training.dropout import lowered_dropout
-from compress.values import Context, Model
+from compress.values import Context, InputSpec, Model
 from tests.conftest import tiny_cnn
 
 Quick = Callable[..., Recipe]
@@ -44,6 +45,17 @@ def test_a_sparsity_that_was_asked_for_is_the_end_of_the_search() -> None:
     assert next_sparsity(None, None, 0.8, 0.9) == 0.8
     assert next_sparsity(0.8, None, 0.8, 0.9) is None
     assert next_sparsity(None, 0.8, 0.8, 0.9) == pytest.approx(1 - 0.2**0.5)
+
+
+def test_a_round_that_fell_short_is_not_followed_by_one_above_what_was_asked_for() -> None:
+    assert next_sparsity(0.7, None, 0.8, 0.9) == 0.8
+    assert next_sparsity(0.2, None, 0.8, 0.9) == pytest.approx(0.6)
+
+
+def test_no_sparsity_below_that_of_the_model_as_it_came_is_tried() -> None:
+    assert next_sparsity(None, None, 0.5, 0.9, came=0.8) is None
+    assert next_sparsity(None, None, None, 0.9, came=0.95) == 0.95
+    assert next_sparsity(None, 0.95, None, 0.9, came=0.8) == pytest.approx(0.9)
 
 
 @given(threshold=st.floats(0.05, 0.995), start=st.floats(0.1, 0.95))
@@ -77,6 +89,51 @@ def test_zeros_hold_after_every_optimizer_step() -> None:
         before = zeros
         if step >= 20:
             assert sparsity_of(parameters) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_zeros_of_a_model_that_comes_sparser_than_asked_do_not_return() -> None:
+    torch.manual_seed(0)
+    module = tiny_cnn()
+    parameters = sparsifiable(module)
+    apply_masks(parameters, make_masks(parameters, 0.8))
+    zeros = {name: p.detach() == 0 for name, p in parameters.items()}
+    ways: tuple[dict[str, Any], ...] = ({"target": 0.5}, {"target": {"6.weight": 0.1}}, {"target": 0, "pattern": "2:4"})
+    for options in ways:
+        masking = Masking(parameters, **options)
+        for step in (1, 2):
+            with torch.no_grad():
+                for parameter in parameters.values():
+                    parameter.add_(0.1)
+            masking(step, 0.0)
+            assert all(bool((p[zeros[name]] == 0).all()) for name, p in parameters.items()), options
+
+
+def test_a_parameter_without_a_gradient_has_no_part_in_the_loss() -> None:
+    parameters = {"used": nn.Parameter(torch.ones(2, 4)), "unused": nn.Parameter(torch.ones(2, 4))}
+    gradients = {name: torch.ones(2, 4) for name in parameters}
+    masking = Masking(parameters, 0.5, ramp=2, score="taylor", gradients=gradients)
+    parameters["used"].grad = torch.ones(2, 4)
+    masking(1, 0.0)
+    masking(2, 0.0)
+    assert torch.count_nonzero(parameters["used"]) == 8
+    assert torch.count_nonzero(parameters["unused"]) == 0
+
+
+def test_a_share_of_few_weights_is_met_in_whole_weights(opened: tuple[Model, Context]) -> None:
+    _, context = opened
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Linear(1, 10))  # 74 weights
+    few = Model(module.eval(), (InputSpec("input", (1, 8, 8)),))
+    config = quickly(sparsity=0.655, rounds=3)  # 48.47 of them
+    _, record = sparsify(few, config, replace(context, original=few, max_drop=1.0))
+    assert [r["sparsity"] for r in record.figures["rounds"]] == [pytest.approx(48 / 74)]
+
+
+def test_what_is_sparse_enough_already_is_left_as_it_came(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    same, record = sparsify(model, quickly(zip_bytes=10**6), context)
+    assert same is model
+    assert record.skipped == "0.00% of the weights are zero already, and 0.00% are needed"
 
 
 def test_what_stays_within_the_budget_is_returned_and_what_does_not_is_backed_off(
@@ -185,6 +242,14 @@ def test_iterative_pruning_ends_at_the_sparsity_that_was_asked_for(opened: tuple
     assert [round(r["sparsity"], 2) for r in record.figures["rounds"]] == [0.5, 0.7]
 
 
+def test_iterative_pruning_ends_at_the_bytes_that_were_asked_for(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    asked = predict_zip_bytes(model.module, masks=make_masks(sparsifiable(model.module), 0.6), stored="int8")
+    config = quickly(schedule="iterative", zip_bytes=asked, rounds=9)
+    _, record = sparsify(model, config, replace(context, max_drop=1.0))
+    assert [r["sparsity"] for r in record.figures["rounds"]] == pytest.approx([0.5, 0.6], abs=0.01)
+
+
 def test_a_ramp_from_a_half_starts_at_a_half() -> None:
     torch.manual_seed(0)
     parameters = sparsifiable(tiny_cnn())
@@ -252,6 +317,10 @@ def test_dropout_is_lowered_with_the_connections_left_where_it_is_on(
     sparsify(model, quickly(schedule="iterative", rounds=1, finetune=replace(SHORT, dropout=True)), freely)
     kept = {name: float((m).float().mean()) for name, m in make_masks(sparsifiable(model.module), 0.5).items()}
     assert seen[0] == pytest.approx(kept)
+    sparsify(model, quickly(pattern="2:4", finetune=replace(SHORT, dropout=True)), freely)
+    assert seen[1]["6.weight"] == 0.5
+    sparsify(model, quickly(sparsity=0.5, finetune=replace(SHORT, dropout=True)), freely)
+    assert len(seen) == 2  # the masks of the cubic schedule are not final yet
 
 
 def test_kept_layers_stay_dense(opened: tuple[Model, Context]) -> None:
@@ -259,6 +328,12 @@ def test_kept_layers_stay_dense(opened: tuple[Model, Context]) -> None:
     config = SparsifyConfig(sparsity=0.5, keep=("8.*",), rounds=1, epochs=0.1, min_steps=20, budget=1, finetune=SHORT)
     sparse, _ = sparsify(model, config, context)
     assert torch.count_nonzero(sparse.module[8].weight) == sparse.module[8].weight.numel()
+
+
+def test_a_pattern_of_keep_that_names_nothing_is_refused(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    with pytest.raises(SparsityError, match=r"keep='8\.wight' names no parameter; did you mean '8\.weight'"):
+        sparsify(model, quickly(sparsity=0.5, keep=("8.wight",)), context)
 
 
 def test_without_data_it_says_what_it_needs(opened: tuple[Model, Context], tmp_path: Path) -> None:
@@ -272,10 +347,26 @@ def test_all_problems_of_the_config_are_told_at_once() -> None:
         SparsifyConfig(sparsity=1.0, rounds=0, budget=2)
 
 
+def test_numbers_that_are_none_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"tolerance=nan.*epochs=nan"):
+        SparsifyConfig(epochs=float("nan"), tolerance=float("nan"))
+
+
 def test_two_amounts_at_once_are_refused() -> None:
     with pytest.raises(RecipeError, match="sparsity and pattern are given"):
         SparsifyConfig(sparsity=0.5, pattern="2:4")
     with pytest.raises(RecipeError, match="leave out layers"):
         SparsifyConfig(layers={"0": 0.5}, schedule="iterative")
+    with pytest.raises(RecipeError, match="scope=layer"):
+        SparsifyConfig(layers={"0": 0.5}, scope="layer")
     with pytest.raises(RecipeError, match="2-4"):
         SparsifyConfig(pattern="2-4")
+
+
+def test_a_reactive_round_that_removes_nothing_is_no_success(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    config = quickly(sparsity=0.8, schedule="reactive", tolerance=0.0, min_steps=2, epochs=0.01, rounds=3)
+    same, record = sparsify(model, config, replace(context, max_drop=1.0))
+    assert same is model
+    assert record.skipped is not None
+    assert len(record.figures["rounds"]) == 1

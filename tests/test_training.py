@@ -14,7 +14,7 @@ from torch import nn
 from compress.data.splits import Batch, Split
 from compress.errors import DataError, ModelError, RecipeError
 from compress.training import FineTuneConfig, Teacher, finetune, plan_steps
-from compress.training.finetune import _rate, distilling_mode, loss_of, make_optimizer
+from compress.training.finetune import _rate, distilling_mode, loss_of, make_optimizer, thaw
 from compress.training.gradients import mean_gradients
 
 CONFIG = FineTuneConfig(batch_size=16, learning_rate=0.01)
@@ -226,3 +226,11 @@ def test_mean_gradients_are_those_of_all_samples_at_once() -> None:
 def test_gradients_can_be_had_without_labels() -> None:
     found = mean_gradients(net(), blobs(labelled=False))
     assert any(torch.count_nonzero(g) for g in found.values())
+
+
+def test_every_float_parameter_takes_part_in_training_and_no_other() -> None:
+    module = net().requires_grad_(False)
+    module.register_parameter("codes", nn.Parameter(torch.arange(3), requires_grad=False))
+    thaw(module)
+    assert {name for name, p in module.named_parameters() if not p.requires_grad} == {"codes"}
+    mean_gradients(module, blobs())

@@ -149,6 +149,33 @@ def test_the_reordered_gates_of_an_lstm_are_compared_place_by_place(tmp_path: Pa
             check_zeros(moved, stored, variant.name)
 
 
+@pytest.mark.parametrize("embedding", [8, 32])  # 32: a direction of one layer has the size of two of another
+def test_both_directions_of_an_lstm_are_compared_as_the_one_tensor_that_onnx_has(
+    embedding: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Embedding(30, embedding), nn.LSTM(embedding, 8, 2, batch_first=True, bidirectional=True))
+    model = sparse(LastOf(*layers), InputSpec("ids", (6,), "int64"))
+    state = export_verified(model, tmp_path)
+    after = quantize_verified(state, QuantizeConfig("dynamic"), context_of(model, tmp_path))
+    ours = {name: (p == 0).numpy() for name, p in sparsifiable(model.module).items()}
+    moved = ours | {"1.weight_hh_l1_reverse": np.flip(ours["1.weight_hh_l1_reverse"], 1)}
+    for variant in after.variants:
+        stored = weight_zeros(variant.onnx.path)
+        check_zeros(ours, stored, variant.name)
+        with pytest.raises(SparsityError, match="weight_hh_l1"):
+            check_zeros(moved, stored, variant.name)
+
+
+class LastOf(nn.Sequential):
+    """An embedding and a recurrent layer: what the latter puts out last."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        embedding, recurrent = self
+        states: torch.Tensor = recurrent(embedding(ids))[0]
+        return states[:, -1]
+
+
 def zeros(*rows: str) -> Any:
     return np.array([[c == "0" for c in row] for row in rows])
 

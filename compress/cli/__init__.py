@@ -76,7 +76,8 @@ def _status(arguments: list[str], debug: bool) -> int:
         error.show()
         return 1
     except (KeyboardInterrupt, click.Abort):
-        complain("\nInterrupted. What was finished is kept: the same command with --resume goes on from there.")
+        kept = " What was finished is kept: the same command with --resume goes on from there."
+        complain(f"\nInterrupted.{kept if _resumable(arguments) else ''}")
         return 130
     except BrokenPipeError:
         # The reader of our output left (| head): nothing more to say, and nothing to say it to.
@@ -88,6 +89,11 @@ def _status(arguments: list[str], debug: bool) -> int:
         complain(f"Error: {told(error)}")
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _resumable(arguments: list[str]) -> bool:
+    command = cli.commands.get(arguments[0])
+    return command is not None and any(option.name == "resume" for option in command.params)
 
 
 def told(error: Exception) -> str:

@@ -68,7 +68,7 @@ def curve(model: Path, out: Path, resume: bool, overwrite: bool, **options: Any)
     recipe = recipe_from(model, {**options, **given})
     with Display() as display:
         opened = open_inputs(recipe, display)
-        dense = opened.needs_torch("curve")
+        dense = opened.needs_classifier("curve")
         store = _Store.open(out, _identity(opened, recipe.curve), resume=resume, overwrite=overwrite)
         context = opened.context(out, recipe, display)
         config = dataclasses.replace(recipe.curve, layers=store.layers_for(dense, recipe.curve, context))
@@ -105,6 +105,8 @@ class _Store:
 
         if resume and overwrite:
             raise WorkspaceError("--resume keeps what is there and --overwrite deletes it: give one of them.")
+        if out.exists() and not out.is_dir():
+            raise WorkspaceError(f"--out {out} is a file. Give a directory.")
         if out.is_dir() and any(out.iterdir()) and not (resume or overwrite):
             raise WorkspaceError(
                 f"--out {out} is not empty. Give --resume to keep its points, --overwrite to replace them, "
@@ -177,12 +179,18 @@ def notes(curves: Curves) -> list[str]:
         if curves.split == "test"
         else "the dictionary of custom, if not given, was chosen"
     )
-    return [
+    found = [
         f"scored on {curves.n:,} samples of the {curves.split} split: {use}",
         "rate 0 is the model as it came, for every method; it is not fine-tuned",
         f"weights are whole: the sparsity achieved is at most {curves.rounding:.1e} from the rate",
         "bands are 95 %: over the seeds (Student's t) where a point has several, else over the samples (Wilson)",
     ]
+    if curves.sparser:
+        found.append(
+            f"the model came with zeros, which stay: {len(curves.sparser)} of {len(curves.points)} points have more "
+            "zeros than their rate asks for (sparsity in curve.csv)"
+        )
+    return found
 
 
 def _show(curves: Curves) -> None:
@@ -206,4 +214,5 @@ def _show(curves: Curves) -> None:
 
 def _area_row(area: Area, curves: Curves) -> tuple[str, ...]:
     band = "" if area.low is None else f"{area.low:.4f}-{area.high:.4f}"
-    return area.method, f"{area.value:.4f}", band, f"{area.value / curves.ceiling:.2%}"
+    share = f"{area.value / curves.ceiling:.2%}" if curves.ceiling else ""  # a model that is always wrong has none
+    return area.method, f"{area.value:.4f}", band, share

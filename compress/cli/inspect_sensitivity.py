@@ -10,6 +10,7 @@ import click
 
 from compress.cli.console import Display, say, show_table
 from compress.cli.options import recipe_from
+from compress.errors import RecipeError
 
 if TYPE_CHECKING:
     from compress.reporting.sensitivity_report import SensitivityReport
@@ -32,8 +33,12 @@ def show_sensitivity(model: Path, as_json: bool, given: Mapping[str, Any], optio
     """
     chosen = {name: default if given[name] is None else given[name] for name, default in DEFAULTS.items()}
     out: Path = chosen["out"]
-    if out.exists() and not (out.is_dir() and (chosen["overwrite"] or not any(out.iterdir()))):
+    if out.exists() and not out.is_dir():
+        raise click.UsageError(f"--out {out} is a file. Give a directory.")
+    if out.is_dir() and any(out.iterdir()) and not chosen["overwrite"]:
         raise click.UsageError(f"--out {out} exists. Give --overwrite to replace it, or another name.")
+    if not 0 <= chosen["drop_budget"] <= 1:  # told now, not after the scan
+        raise RecipeError(f"a drop budget of {chosen['drop_budget']} is not a fraction within 0..1 (one point is 0.01)")
     report = _report(model, chosen, options)
     files = _write(report, out)
     if as_json:
@@ -56,7 +61,7 @@ def _report(model: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) 
         raise click.UsageError("--sensitivity measures accuracy on real samples: give --data.")
     with Display() as display:
         opened = open_inputs(recipe, display)
-        original = opened.needs_torch("inspect --sensitivity")
+        original = opened.needs_classifier("inspect --sensitivity")
         assert opened.data is not None
         split, keep = opened.data.validation, recipe.sparsify.keep
         found = scan(

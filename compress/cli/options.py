@@ -176,6 +176,9 @@ def output_option(default: str, text: str, directory: bool = False) -> Decorator
     """--out and --overwrite of a command that writes one file or one directory."""
 
     def check(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
+        if value.exists() and value.is_dir() != directory:
+            found, wanted = ("a directory", "a file") if value.is_dir() else ("a file", "a directory")
+            raise click.UsageError(f"--out {value} is {found}, and {wanted} is written: give another name.", ctx)
         taken = value.is_dir() and any(value.iterdir()) if directory else value.exists()
         if taken and not ctx.params.get("overwrite"):
             raise click.UsageError(f"--out {value} exists. Give --overwrite to replace it, or another name.", ctx)

@@ -64,7 +64,7 @@ def prune(model: Path, out: Path, **options: Any) -> int:
     recipe = recipe_from(model, {**options, **given})
     with Display() as display:
         opened = open_inputs(recipe, display)
-        original = opened.needs_torch("prune")
+        original = opened.needs_classifier("prune")
         context = opened.context(out, recipe, display)
 
         def measure(before: Model, after: Model) -> float:

@@ -61,7 +61,7 @@ def reduce(model: Path, out: Path, **options: Any) -> int:
     recipe = recipe_from(model, {**options, **{f"reduce.{name}": value for name, value in given.items()}})
     with Display() as display:
         opened = open_inputs(recipe, display)
-        original = opened.needs_torch("reduce")
+        original = opened.needs_classifier("reduce")
         smaller, record, reduction = reduce_model(original, recipe.reduce, opened.context(out, recipe, display))
     for name in WRITTEN:  # of an earlier run, with --overwrite
         (out / name).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,10 @@ def sparsify(model: Path, out: Path, **options: Any) -> int:
     recipe = recipe_from(model, {**options, **fields})
     with Display() as display:
         opened = open_inputs(recipe, display)
-        original = opened.needs_torch("sparsify")
+        original = opened.needs_classifier("sparsify")
         sparse, record = run_stage(original, recipe.sparsify, opened.context(out.parent, recipe, display))
-    show_table(
-        ("round", "sparsity", "drop on validation", "within the budget"),
-        [
-            (str(n), f"{r['sparsity']:.2%}", f"{r['drop']:+.4f}", "yes" if r["within"] else "no")
-            for n, r in enumerate(record.figures["rounds"], 1)
-        ],
-    )
+    if record.figures["rounds"]:
+        _show_rounds(record.figures["rounds"])
     if record.skipped:
         say(f"Nothing written: {record.skipped}.")
         return 3
@@ -86,3 +82,13 @@ def sparsify(model: Path, out: Path, **options: Any) -> int:
         say(note)
     say(f"{out}: {record.figures['sparsity']:.2%} of {record.figures['weights']:,} weights are zero.")
     return 0
+
+
+def _show_rounds(rounds: Sequence[Mapping[str, Any]]) -> None:
+    show_table(
+        ("round", "sparsity", "drop on validation", "within the budget"),
+        [
+            (str(n), f"{r['sparsity']:.2%}", f"{r['drop']:+.4f}", "yes" if r["within"] else "no")
+            for n, r in enumerate(rounds, 1)
+        ],
+    )

@@ -54,8 +54,8 @@ UNUSED = ("finetune.temperature", "finetune.distillation", "finetune.dropout", "
 @click.option("--sparsity", type=float, help="Share of the weights that is removed at most. [default: 0.9]")
 @click.option(
     "--score",
-    type=click.Choice(["magnitude", "lamp", "taylor", "random"]),
-    help="What is removed first. [default: magnitude]",
+    type=click.Choice(["lamp", "magnitude", "taylor", "random"]),
+    help="What is removed first. [default: lamp]",
 )
 @click.option("--margin", type=float, help="Drop of accuracy that does not matter. [default: 0.01]")
 @click.option("--fresh", is_flag=True, default=None, help="From new weights of MODEL's architecture for each seed.")
@@ -78,7 +78,7 @@ def train(model: Path | None, out: Path, resume: bool, overwrite: bool, quiet: b
       compress train model.pt --fresh --data digits --interval 20 --threshold 0.02
     """
     from compress.opening import open_inputs
-    from compress.sparsity.comparison import compare
+    from compress.sparsity.comparison import check, compare
     from compress.workspace import fingerprint
 
     given = {f"train.{field}": options.pop(name) for name, field in FIELDS.items()}
@@ -87,7 +87,8 @@ def train(model: Path | None, out: Path, resume: bool, overwrite: bool, quiet: b
         raise RecipeError("train needs labelled data: give --data. See `compress train --help`.")
     with Display(quiet) as display:
         opened = open_inputs(recipe, display)
-        original = opened.needs_torch("train")
+        original = opened.needs_classifier("train")
+        check(recipe.train, opened.data)  # before --overwrite deletes anything
         _open_directory(out, resume=resume, overwrite=overwrite)
         identity = fingerprint(opened=opened.identity, device=opened.device)
         make_model = _maker(original, opened, recipe)

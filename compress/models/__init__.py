@@ -2,7 +2,7 @@
 
 from compress.models.binding import FirstOutput, bind, check_labels
 from compress.models.diagnosis import wanted_channels
-from compress.models.factory import build
+from compress.models.factory import build, source_of
 from compress.models.loading import Source, load, load_new
 from compress.models.sniff import sniff
 from compress.models.state import load_state, save_state
@@ -20,5 +20,6 @@ __all__ = [
     "load_state",
     "save_state",
     "sniff",
+    "source_of",
     "wanted_channels",
 ]

@@ -180,6 +180,8 @@ def _restores(graph: _Graph, node: onnx.NodeProto, index: int) -> bool:
 def _differs(array: Array, zero_point: Array) -> NDArray[np.bool_]:
     if zero_point.size == 1:
         return np.asarray(array != zero_point.reshape(()))
+    if zero_point.ndim == 2:  # of a recurrent layer's (directions, channels, gates): (directions, gates)
+        return np.asarray(array != np.expand_dims(zero_point, 1))
     axis = next(i for i, size in enumerate(array.shape) if size == zero_point.size)
     return np.asarray(array != zero_point.reshape([-1 if i == axis else 1 for i in range(array.ndim)]))
 

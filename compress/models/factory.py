@@ -48,6 +48,12 @@ def build(factory: str, args: Mapping[str, Any]) -> nn.Module:
     return module
 
 
+def source_of(factory: str | None) -> bytes:
+    """The file that ``factory`` names, which the user may change under its name; empty for a package or for None."""
+    file = Path((factory or "").rpartition(":")[0])
+    return file.read_bytes() if file.suffix == ".py" and file.is_file() else b""
+
+
 def import_named(spec: str, option: str) -> Any:
     """The object that ``spec`` names, as given to the command-line ``option``."""
     place, colon, name = spec.rpartition(":")

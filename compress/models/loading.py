@@ -15,7 +15,7 @@ from torch import nn
 
 from compress.errors import ModelError
 from compress.models import state
-from compress.models.factory import build
+from compress.models.factory import build, source_of
 from compress.models.onnx_file import graph_inputs, opset
 from compress.models.pickles import load_pickle
 from compress.models.programs import exported_inputs, load_exported, load_torchscript
@@ -105,8 +105,8 @@ def load_new(factory: str, factory_args: Mapping[str, Any] | None = None, seed: 
     """
     torch.manual_seed(seed)
     module = build(factory, factory_args or {})
-    identity = json.dumps([factory, dict(factory_args or {}), seed], default=repr, sort_keys=True)
-    return _finish(Path(factory), "module", hashlib.sha256(identity.encode()).hexdigest(), module)
+    identity = json.dumps([factory, dict(factory_args or {}), seed], default=repr, sort_keys=True).encode()
+    return _finish(Path(factory), "module", hashlib.sha256(identity + source_of(factory)).hexdigest(), module)
 
 
 def _read_payload(

@@ -2,7 +2,7 @@
 
 from compress.sparsity.comparison import TrainConfig
 from compress.sparsity.curves import CurveConfig
-from compress.sparsity.masks import apply_masks, make_masks, sparsifiable, sparsity_of
+from compress.sparsity.masks import apply_masks, make_masks, resolve_layers, sparsifiable, sparsity_of
 from compress.sparsity.realtime import RealtimeConfig, RealtimePruner
 from compress.sparsity.schedules import cubic
 from compress.sparsity.stage import SparsifyConfig, sparsify
@@ -16,6 +16,7 @@ __all__ = [
     "apply_masks",
     "cubic",
     "make_masks",
+    "resolve_layers",
     "sparsifiable",
     "sparsify",
     "sparsity_of",

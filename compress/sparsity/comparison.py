@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import re
 import statistics
 import time
@@ -29,7 +30,7 @@ from compress.models.flops import effective_flops, flops_by_weight
 from compress.models.state import save_state
 from compress.sparsity.masks import sparsifiable, sparsity_of
 from compress.sparsity.realtime import RealtimeConfig, RealtimePruner
-from compress.training.finetune import FineTuneConfig, finetune, plan_steps
+from compress.training.finetune import FineTuneConfig, finetune, plan_steps, thaw
 from compress.values import Context, Model
 
 logger = logging.getLogger(__name__)
@@ -85,9 +86,7 @@ class TrainConfig:
         number = float(found[1]) if found else 0.0
         epochs = found is not None and found[2].startswith("epoch")
         if number <= 0 or not (epochs or number.is_integer()):
-            raise RecipeError(
-                f"interval={self.interval!r} is no interval: write 100 (steps), '1 epoch' or '0.5 epochs'"
-            )
+            raise RecipeError(f"interval={self.interval!r} is none: write 100 (steps), '1 epoch' or '0.5 epochs'")
         return max(1, round(number * per_epoch if epochs else number))
 
 
@@ -192,15 +191,15 @@ def compare(make_model: MakeModel, config: TrainConfig, context: Context, *, ide
         identity: Of the model and the data: what was made from another one is trained again.
 
     Raises:
-        SparsityError: there are no labels, or the two trainings of a seed did not start from the same weights.
+        SparsityError: there are no labels, the training is too short for any pruning, or the two trainings of a seed
+            did not start from the same weights.
     """
-    if context.data is None or not context.data.labelled:
-        raise SparsityError("comparing two ways of training needs labelled data: give --data.")
+    data = check(config, context.data)
     arms: dict[ArmName, list[Arm]] = {"dense": [], "sparse": []}
     for number in range(config.seeds):
         seed = context.seed + number
         for name in ARMS if number % 2 == 0 else ARMS[::-1]:
-            mark = _fingerprint(identity, context.data, seed, name, config)
+            mark = _fingerprint(identity, data, seed, name, config)
             arm = _stored(context.directory, seed, name, mark)
             if arm is None:
                 turn = f"{sum(map(len, arms.values())) + 1} of {2 * config.seeds}"
@@ -216,12 +215,34 @@ def compare(make_model: MakeModel, config: TrainConfig, context: Context, *, ide
     return conclude(tuple(arms["dense"]), tuple(arms["sparse"]), config.margin)
 
 
+def check(config: TrainConfig, data: Data | None) -> Data:
+    """Refuse (SparsityError) what trains for nothing: no labels, or no decision to remove weights in all of it."""
+    if data is None or not data.labelled:
+        raise SparsityError("training with and without pruning needs labels, and there are none: give labelled --data.")
+    realtime, interval = config.realtime, config.interval_steps(len(data.train) / config.finetune.batch_size)
+    steps = plan_steps(data.train, config.finetune, config.epochs)
+    first, last = (realtime.start + 1) * interval, (1 - realtime.recover) * (realtime.steps or steps)
+    if first > min(steps, last):
+        raise SparsityError(
+            f"nothing would be removed: the first decision that may is after {first} steps, the last one within "
+            f"{math.floor(min(steps, last))} of {steps} (interval={config.interval!r}, "
+            f"realtime.start={realtime.start}, realtime.recover={realtime.recover:g}). "
+            "Give more epochs, or a shorter interval."
+        )
+    return data
+
+
 def conclude(dense: tuple[Arm, ...], sparse: tuple[Arm, ...], margin: float) -> Comparison:
-    """The tests on pairs of trainings that are done."""
+    """The tests on pairs of trainings that are done. Where one of them removed nothing there is no verdict."""
     tests = paired_tests([a.test.value for a in dense], [a.test.value for a in sparse], margin)
     first, second = np.stack([a.right for a in dense]), np.stack([a.right for a in sparse])  # (S, N)
     each = tuple(mcnemar(ours, theirs) for ours, theirs in zip(first, second, strict=True))
-    return Comparison(dense, sparse, tests, each, mcnemar_pooled(first, second), decide(tests))
+    whole = [str(arm.seed) for arm in sparse if all(moment.action != "raise" for moment in arm.history)]
+    verdict = decide(tests)
+    if whole:
+        what = "Not decided: the loss let nothing be removed with seed"
+        verdict = Verdict("undecided", f"{what} {', '.join(whole)}. Raise the threshold, or decide more often.")
+    return Comparison(dense, sparse, tests, each, mcnemar_pooled(first, second), verdict)
 
 
 def train_arm(
@@ -229,7 +250,9 @@ def train_arm(
 ) -> tuple[Arm, nn.Module]:
     """One training, from the weights of ``model``, which stay as they are; returns its figures and the module."""
     assert context.data is not None
-    module = copy.deepcopy(model.module).requires_grad_(True).to(context.device)
+    if not sparsifiable(model.module):
+        raise SparsityError("the model has no weight with two or more axes: there is nothing to sparsify.")
+    module = thaw(copy.deepcopy(model.module)).to(context.device)
     started_from = hashlib.sha256(save_state(module)).hexdigest()
     watch = _Watch(dataclasses.replace(model, module=module), name, seed, config, context)
     finetune(
@@ -334,9 +357,8 @@ def _score(model: Model, split: Split, device: str) -> Accuracy:
 
 def _fingerprint(identity: str, data: Data, seed: int, name: ArmName, config: TrainConfig) -> str:
     """sha256 of what decides one training. The dense one does not depend on how the other is pruned."""
-    decides: dict[str, Any] = {
-        key: getattr(config, key) for key in ("epochs", "fresh", "interval")
-    }  # interval: of the history
+    shared = ("epochs", "fresh", "interval")  # the interval is that of the history
+    decides: dict[str, Any] = {key: getattr(config, key) for key in shared}
     decides["finetune"] = dataclasses.asdict(config.finetune)
     if name == "sparse":
         decides["realtime"] = dataclasses.asdict(config.realtime)

@@ -75,9 +75,15 @@ class Curves:
         return tuple(point.rate for point in self.of(self.areas[0].method))
 
     @property
+    def sparser(self) -> tuple[Point, ...]:
+        """Points with more zeros than rounding explains: the model came with zeros, and these stay."""
+        slack = len(self.sizes) / sum(self.sizes.values())  # each layer rounds to whole weights
+        return tuple(point for point in self.points if point.sparsity - point.rate > slack)
+
+    @property
     def rounding(self) -> float:
-        """The largest distance between a rate and what was achieved: weights are whole."""
-        return max(abs(point.sparsity - point.rate) for point in self.points)
+        """The largest distance between a rate and what was achieved, `sparser` points aside: weights are whole."""
+        return max((abs(point.sparsity - point.rate) for point in self.points if point not in self.sparser), default=0)
 
     def of(self, method: str) -> tuple[Point, ...]:
         """The curve of one method."""

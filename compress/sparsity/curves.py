@@ -22,8 +22,8 @@ from compress.sparsity.curve_points import Curves, Run, summarise_runs
 from compress.sparsity.layer_allocation import at_total
 from compress.sparsity.masking import Masking
 from compress.sparsity.masks import Scope, Score, resolve_layers, sparsifiable
-from compress.sparsity.sensitivity import scan, suggest
-from compress.training.finetune import FineTuneConfig, finetune, plan_steps
+from compress.sparsity.sensitivity import figure_of, scan, suggest
+from compress.training.finetune import FineTuneConfig, finetune, plan_steps, thaw
 from compress.training.gradients import mean_gradients
 from compress.training.teacher import Teacher
 from compress.values import Context, Model, Progress
@@ -253,8 +253,8 @@ class _Lab:
         if sum(zeros.values()) < least:
             raise SparsityError(f"{method} at {rate}: {least:,} weights should be zero, {sum(zeros.values()):,} are.")
         masked = dataclasses.replace(self._model, module=module)
-        outputs = self._reference if rate == 0 else outputs_of(masked, self.split, device=self._context.device)
-        return Run(method, rate, seed, score(outputs, self._reference).figure, zeros)
+        value = self.dense if rate == 0 else figure_of(masked, self.split, self._reference, self._context.device)
+        return Run(method, rate, seed, value, zeros)
 
     def _remove(self, module: nn.Module, method: str, rate: float, seed: int, tell: Tell) -> None:
         ranking = METHODS[method.removesuffix(FINE_TUNED)]
@@ -279,7 +279,7 @@ class _Lab:
 
     def _finetune(self, module: nn.Module, masking: Masking, steps: int, seed: int, progress: Progress) -> None:
         finetune(
-            module.requires_grad_(True),
+            thaw(module),
             self._teacher,
             self._data.train,
             self._config.finetune,

@@ -28,12 +28,22 @@ def sparsifiable(module: nn.Module, keep: tuple[str, ...] = ()) -> dict[str, nn.
     """The parameters that sparsification may touch: floating point, two or more axes, no name pattern of ``keep``.
 
     Biases and normalisation scales have one axis: too few bytes to be worth what a missing one does to its channel.
-    A tied parameter is listed once, under its first name.
+    A tied parameter is listed once, under its first name; ``keep`` may use any of them.
+
+    Raises:
+        SparsityError: a pattern of ``keep`` that names no parameter.
     """
+    names = dict(module.named_parameters(remove_duplicate=False))
+    kept: set[int] = set()
+    for pattern in keep:
+        found = {id(parameter) for name, parameter in names.items() if fnmatch(name, pattern)}
+        if not found:
+            raise SparsityError(f"keep={pattern!r} names no parameter{_nearest(pattern, list(names))}")
+        kept |= found
     return {
         name: parameter
         for name, parameter in module.named_parameters()
-        if parameter.ndim >= 2 and parameter.is_floating_point() and not any(fnmatch(name, p) for p in keep)
+        if parameter.ndim >= 2 and parameter.is_floating_point() and id(parameter) not in kept
     }
 
 
@@ -65,7 +75,7 @@ def make_masks(
             that is not finite.
     """
     if not parameters:
-        raise SparsityError("the model has no weight with two or more axes: there is nothing to sparsify.")
+        raise SparsityError("there is nothing to sparsify: no weight with two or more axes may become zero.")
     if scope not in get_args(Scope):
         raise SparsityError(f"scope={scope!r} is not one of {', '.join(get_args(Scope))}.")
     tensors = _scores(parameters, score, gradients, seed)
@@ -160,6 +170,12 @@ def apply_masks(parameters: Mapping[str, Tensor], masks: Masks) -> None:
         weight = parameters[name]
         # Not a product, which leaves -0.0: other bytes than 0.0, and zip sees them.
         torch.where(mask.to(weight.device), weight, weight.new_zeros(()), out=weight)
+
+
+def zeros_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks that hold what is zero already. A parameter of zeros alone is new, not pruned: it is left out."""
+    stays = {name: p.detach() != 0 for name, p in parameters.items()}
+    return {name: mask for name, mask in stays.items() if bool(mask.any()) and not bool(mask.all())}
 
 
 def sparsity_of(parameters: Mapping[str, Tensor]) -> float:
@@ -301,6 +317,9 @@ def _check_share(of: str, share: float) -> None:
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
+    return f"there is no weight to sparsify at {key!r}{_nearest(key, known)}"
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else f". There are: {', '.join(known[:8])}."
-    return f"there is no weight to sparsify at {key!r}{meant}"
+    return f"; did you mean {near[0]!r}?" if near else f". There are: {', '.join(known[:8])}."

@@ -19,6 +19,7 @@ from compress.sparsity.realtime import RealtimePruner
 from compress.sparsity.size_model import predict_zip_bytes
 from compress.training import Outcome, Recovery
 from compress.training.dropout import lowered_dropout
+from compress.training.finetune import thaw
 from compress.training.gradients import mean_gradients
 from compress.values import Context, Model
 
@@ -63,6 +64,8 @@ class Search:
         self.config, self.context = config, context
         self.dense = model
         self.allowed = config.budget * context.max_drop
+        self.came = sparsity_of(sparsifiable(model.module, config.keep))  # what was zero already stays so
+        self.asked: float | None = None  # sparsity, where one or a number of bytes was asked for
         self.best: Sparse | None = None
         self.failed: float | None = None  # the lowest sparsity that was outside the budget
         self.rounds: list[Round] = []
@@ -73,7 +76,8 @@ class Search:
 
     def run(self) -> None:
         for number, target in enumerate(self._targets()):
-            self._run_round(target, number)
+            if not self._run_round(target, number):
+                return
 
     def _targets(self) -> Iterator[Target]:
         """What each round aims at; looks at how the ones before it ended."""
@@ -82,26 +86,28 @@ class Search:
             yield resolve_layers(parameters, config.layers)
         elif config.pattern is not None:
             yield 0.0
-        elif config.schedule == "iterative":
-            yield from self._iterations()
         else:
             asked = config.sparsity if config.zip_bytes is None else self._sparsity_of_bytes(config.zip_bytes)
-            for _ in range(config.rounds):
-                best = None if self.best is None else self.best.sparsity
-                target = next_sparsity(best, self.failed, asked, config.start)
-                if target is None or not (asked is not None or self._pays(target)):
-                    return
-                yield target
+            self.asked = None if asked is None else total(parameters, asked, config.scope)
+            yield from self._iterations() if config.schedule == "iterative" else self._bisection()
+
+    def _bisection(self) -> Iterator[float]:
+        for _ in range(self.config.rounds):
+            best = None if self.best is None else self.best.sparsity
+            target = next_sparsity(best, self.failed, self.asked, self.config.start, self.came)
+            if target is None or not (self.asked is not None or self._pays(target)):
+                return
+            yield target
 
     def _iterations(self) -> Iterator[float]:
         """Remove a share of what is left, retrain, again, until accuracy is outside the budget (Han et al. 2015)."""
         for _ in range(self.config.rounds):
-            kept = 1 - (self.best.sparsity if self.best is not None else 0.0)
+            kept = 1 - (self.best.sparsity if self.best is not None else self.came)
             target = 1 - kept * (1 - self.config.cut)
-            if self.config.sparsity is not None:
-                if 1 - kept >= self.config.sparsity - REACHED:
+            if self.asked is not None:
+                if 1 - kept >= self.asked - REACHED:
                     return
-                target = min(target, self.config.sparsity)
+                target = min(target, self.asked)
             yield target
             if self.failed is not None:
                 return
@@ -150,10 +156,11 @@ class Search:
                 densest = middle
         return 1 - sparsest
 
-    def _run_round(self, target: Target, number: int) -> None:
+    def _run_round(self, target: Target, number: int) -> bool:
+        """One fine-tuning; False where it tells that no further one is worth its time."""
         module = copy.deepcopy(self.best.module if self.best is not None else self.dense.module)
         seed = self.context.seed * 1000 + number
-        aim = total(sparsifiable(module, self.config.keep), target)
+        aim = total(sparsifiable(module, self.config.keep), target, self.config.scope)
         label = f"sparsify {self.config.pattern or f'{aim:.1%}'}"
         if self.config.schedule == "reactive":
             outcome = self._react(module, aim, seed, label)
@@ -161,13 +168,13 @@ class Search:
             masking = self._masking(module, target)
             with self._dropout(module, masking):
                 outcome = self._recovery.train(module, steps=self._steps, seed=seed, label=label, after_step=masking)
-        self._judge(module, aim, outcome)
+        return self._judge(module, aim, outcome)
 
     def _react(self, module: nn.Module, limit: float, seed: int, label: str) -> Outcome:
         """Train while the loss decides how fast sparsity rises, up to ``limit``."""
         config = self.config
         pruner = RealtimePruner(
-            module.requires_grad_(True),
+            thaw(module),
             interval=max(1, round(config.ramp * self._steps) // DECISIONS),
             sparsity=limit,
             tolerance=config.tolerance,
@@ -203,14 +210,15 @@ class Search:
 
     def _dropout(self, module: nn.Module, masking: Masking) -> AbstractContextManager[None]:
         """Dropout lowered with the connections left, where it is on and the masks are final before training."""
-        if not self.config.finetune.dropout or self.config.schedule == "cubic":
+        gradual = self.config.schedule == "cubic" and self.config.pattern is None
+        if not self.config.finetune.dropout or gradual:
             return nullcontext()
         example, _ = self._data.train.fetch(self._data.train.indices[:2])
         return lowered_dropout(module, masking.density, example)
 
-    def _judge(self, module: nn.Module, aim: float, outcome: Outcome) -> None:
+    def _judge(self, module: nn.Module, aim: float, outcome: Outcome) -> bool:
         reached = sparsity_of(sparsifiable(module, self.config.keep))
-        if reached < aim - REACHED and self.config.schedule != "reactive":
+        if reached < aim - 1e-9 and self.config.schedule != "reactive":
             raise SparsityError(f"sparsity {aim:.4f} was asked for, but only {reached:.4f} of the weights are zero.")
         within = outcome.drop <= self.allowed + 1e-9
         predicted = predict_zip_bytes(module, stored=self.context.stored)
@@ -218,14 +226,20 @@ class Search:
         logger.info("sparsify %.1f%%: drop %.4f, %.4f allowed", 100 * reached, outcome.drop, self.allowed)
         if not within:
             self.failed = aim if self.failed is None else min(self.failed, aim)
-            return
-        sparse = Sparse(module, reached, predicted)
-        smaller = self.best is None or sparse.zip_bytes < self.best.zip_bytes
-        if self.best is None or (smaller if self.context.objective == "size" else reached > self.best.sparsity):
-            self.best = sparse
+            return True
+        sparser = reached > (self.came if self.best is None else self.best.sparsity)
+        smaller = self.best is None or self.context.objective != "size" or predicted < self.best.zip_bytes
+        if sparser and smaller:
+            self.best = Sparse(module, reached, predicted)
+            return True
+        # The reactive schedule found nothing more to remove, or what it removed saves no byte.
+        self.notes.append(f"{reached:.2%} was reached at a drop of {outcome.drop:+.4f}, and is no gain over the best")
+        return False
 
 
-def next_sparsity(best: float | None, failed: float | None, asked: float | None, start: float) -> float | None:
+def next_sparsity(
+    best: float | None, failed: float | None, asked: float | None, start: float, came: float = 0.0
+) -> float | None:
     """Which sparsity to try: bisection over density (1 - sparsity) on a logarithmic scale.
 
     Args:
@@ -233,17 +247,18 @@ def next_sparsity(best: float | None, failed: float | None, asked: float | None,
         failed: The lowest that was not; None before the first.
         asked: What was asked for: none above it is tried.
         start: The first one, where none was asked for.
+        came: Sparsity of the model as it came: none below it is tried.
 
     Returns:
         The next sparsity, or None where another round cannot tell more.
     """
-    kept = best or 0.0
+    kept = came if best is None else best
     if asked is not None and kept >= asked - REACHED:
         return None
     if failed is None and best is None:
-        return asked if asked is not None else start
+        return asked if asked is not None else max(start, came)
     if failed is None:
-        return 1 - (1 - kept) / 2
+        return min(1 - (1 - kept) / 2, 1.0 if asked is None else asked)
     middle = 1 - math.sqrt((1 - kept) * (1 - failed))
     # Another round costs as much as the first: not for less than a tenth of the remaining weights.
     return middle if (1 - kept) / (1 - middle) > 1.1 else None

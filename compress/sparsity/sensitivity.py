@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from compress.data.splits import Batch, Split
 from compress.errors import MeasurementError, SparsityError
-from compress.measurement.accuracy import outputs_of, score
+from compress.measurement.accuracy import Outputs, outputs_of, score
 from compress.sparsity.masks import apply_masks, make_masks, sparsifiable
 from compress.values import Model, Progress, silent
 
@@ -301,12 +301,21 @@ class _Bench:
         return self.baseline - accuracy
 
     def _accuracy(self) -> float:
-        try:
-            return score(outputs_of(self._model, self._split, device=self._device), self._reference).figure
-        except MeasurementError as error:
-            # The whole model could be scored, so the zeros did it: an answer that is not finite is a wrong one.
-            logger.info("counted as all wrong: %s", error)
-            return 0.0
+        return figure_of(self._model, self._split, self._reference, self._device)
+
+
+def figure_of(model: Model, split: Split, reference: Outputs, device: str = "cpu") -> float:
+    """Accuracy 0..1 (fidelity without labels) of a model whose weights became zero; 0 where an answer is not finite.
+
+    Args:
+        reference: Answers of the model with its weights in place.
+    """
+    try:
+        return score(outputs_of(model, split, device=device), reference).figure
+    except MeasurementError as error:
+        # The whole model could be scored, so the zeros did it: an answer that is not finite is a wrong one.
+        logger.info("counted as all wrong: %s", error)
+        return 0.0
 
 
 def _held(split: Split, samples: int) -> Split:

@@ -67,11 +67,15 @@ class SparsifyConfig:
         return [
             (len(given) > 1, f"{' and '.join(given)} are given: name one of them"),
             (not 0 < self.cut < 1, f"cut={self.cut} must be within 0 < cut < 1"),
-            (self.tolerance < 0, f"tolerance={self.tolerance} must not be negative"),
+            (not self.tolerance >= 0, f"tolerance={self.tolerance} must not be negative"),
             (self.rounds < 1, f"rounds={self.rounds} must be at least 1"),
-            (self.epochs <= 0, f"epochs={self.epochs} must be above 0"),
+            (not self.epochs > 0, f"epochs={self.epochs} must be above 0"),
             (not 0 <= self.budget <= 1, f"budget={self.budget} must be within 0..1"),
             (self.zip_bytes is not None and self.zip_bytes < 1, f"zip_bytes={self.zip_bytes} must be at least 1"),
+            (
+                fixed and self.scope != "global",
+                f"scope={self.scope} does not apply to layers and pattern: leave it out",
+            ),
             (
                 fixed and self.schedule in ("iterative", "reactive"),
                 f"schedule={self.schedule} finds its own sparsity: leave out layers and pattern",
@@ -88,8 +92,8 @@ def sparsify(model: Model, config: SparsifyConfig, context: Context) -> tuple[Mo
     model that was within the budget on validation; where the objective is size, the one predicted to zip smallest.
 
     Returns:
-        The sparse model (the given one is untouched) and the record. Where no round was within the budget: the model
-        as it came, and a record that says so.
+        The sparse model (the given one is untouched) and the record. Where no round was within the budget, or none
+        was needed: the model as it came, and a record that says so.
 
     Raises:
         SparsityError: there is no data to fine-tune on, a layer is not known, or zeros did not hold.
@@ -103,12 +107,19 @@ def sparsify(model: Model, config: SparsifyConfig, context: Context) -> tuple[Mo
     plain = dataclasses.asdict(config)
     figures = _figures(model, search)
     if search.best is None:
-        tried = ", ".join(f"{r.sparsity:.2%} dropped {r.drop:.4f}" for r in search.rounds)
-        reason = f"no sparsity stayed within {search.allowed:.4f} on validation ({tried})"
-        return model, StageRecord("sparsify", plain, seconds, figures, skipped=reason)
+        return model, StageRecord("sparsify", plain, seconds, figures, skipped=_nothing(search))
     return dataclasses.replace(model, module=search.best.module), StageRecord(
         "sparsify", plain, seconds, figures, _notes(search, figures)
     )
+
+
+def _nothing(search: Search) -> str:
+    """Why no weight was set to zero."""
+    if not search.rounds:
+        what = "needed" if search.config.zip_bytes is not None else "asked for"
+        return f"{search.came:.2%} of the weights are zero already, and {search.asked or 0.0:.2%} are {what}"
+    tried = ", ".join(f"{r.sparsity:.2%} dropped {r.drop:.4f}" for r in search.rounds)
+    return f"no sparsity stayed within {search.allowed:.4f} on validation ({tried})"
 
 
 def _figures(model: Model, search: Search) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class FineTuneConfig:
             problems.append(f"learning_rate={self.learning_rate} must be above 0")
         if not 0 <= self.momentum < 1:
             problems.append(f"momentum={self.momentum} must be within 0 <= momentum < 1")
-        if self.weight_decay < 0:
+        if not self.weight_decay >= 0:
             problems.append(f"weight_decay={self.weight_decay} must not be negative")
         if not self.temperature > 0:
             problems.append(f"temperature={self.temperature} must be above 0")
@@ -115,6 +115,13 @@ def finetune(
     student.to("cpu").eval()
     tail = losses[-max(1, steps // 10) :]
     return sum(tail) / len(tail)
+
+
+def thaw(module: nn.Module) -> nn.Module:
+    """Let every parameter of ``module`` that can have a gradient be trained, in place, however it came; returns it."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    return module
 
 
 def make_optimizer(module: nn.Module, config: FineTuneConfig) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.splits import Split
-from compress.training.finetune import FineTuneConfig, loss_of
+from compress.training.finetune import FineTuneConfig, loss_of, thaw
 
 
 def mean_gradients(
@@ -28,7 +28,7 @@ def mean_gradients(
     Args:
         split: Samples, drawn without replacement; ``batches * batch_size`` of them at most.
     """
-    probe = copy.deepcopy(module).to(device).eval().requires_grad_(True)
+    probe = thaw(copy.deepcopy(module)).to(device).eval()
     for layer in probe.modules():
         if isinstance(layer, nn.RNNBase):  # cuDNN has its backward pass in train mode only
             layer.train()

@@ -10,7 +10,7 @@ from torch import nn
 
 from compress.data.splits import Data
 from compress.measurement import drop, outputs_of, score
-from compress.training.finetune import AfterStep, FineTuneConfig, finetune, plan_steps
+from compress.training.finetune import AfterStep, FineTuneConfig, finetune, plan_steps, thaw
 from compress.training.teacher import Teacher
 from compress.values import Context, Model
 
@@ -45,10 +45,8 @@ class Recovery:
         after_step: AfterStep | None = None,
     ) -> Outcome:
         """Fine-tune ``module`` in place, all of its parameters, and score it. Same seed, same weights."""
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
         loss = finetune(
-            module,
+            thaw(module),
             self._teacher,
             self._data.train,
             self._config,
