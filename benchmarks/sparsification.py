@@ -37,7 +37,7 @@ FACTORIES = {"cnn": "compress.models.reference:FineGrainedCNN"}
 DICTIONARY = {"conv1": 0.65, "conv2": 0.95, "conv3": 0.98, "fc1": 0.98, "fc2": 0.90}
 SPARSITY = 0.9746
 EPOCHS = 3.0
-MIN_STEPS = 480  # of the small set of the MLP
+MIN_STEPS = 1500  # below a thousand, the ramp of the cubic schedule leaves too few for recovery
 ITERATIONS = 3  # of the iterative way, an equal part of the training each
 
 DEFAULT = "lamp, cubic (default)"
