@@ -1,7 +1,8 @@
 """Which way of sparsifying keeps the most accuracy: every schedule, score and scope, at equal sparsity and training.
 
     python -m benchmarks.train mlp-256 cnn
-    python -m benchmarks.sparsification mlp-256 --seeds 10
+    python -m benchmarks.sparsification mlp-256 --seeds 3
+    python -m benchmarks.sparsification mlp-256 --seeds 5 --steps 480
     python -m benchmarks.sparsification cnn --seeds 1
 
 Every way starts from the same trained model and removes the same share of its weights, with as many optimizer
@@ -36,8 +37,7 @@ FACTORIES = {"cnn": "compress.models.reference:FineGrainedCNN"}
 # The share of each layer in the fine-grained pruning example: 97.46 % of the weights.
 DICTIONARY = {"conv1": 0.65, "conv2": 0.95, "conv3": 0.98, "fc1": 0.98, "fc2": 0.90}
 SPARSITY = 0.9746
-EPOCHS = 3.0
-MIN_STEPS = 1500  # below a thousand, the ramp of the cubic schedule leaves too few for recovery
+STEPS = 1500  # optimizer steps: fewer leave the cubic schedule too few for recovery after its ramp
 ITERATIONS = 3  # of the iterative way, an equal part of the training each
 
 DEFAULT = "lamp, cubic (default)"
@@ -56,17 +56,18 @@ WAYS: Mapping[str, dict[str, Any]] = {
 }
 
 
-def config_of(way: str) -> SparsifyConfig:
-    options: dict[str, Any] = {"budget": 1.0, "rounds": 1, "epochs": EPOCHS, "min_steps": MIN_STEPS, **WAYS[way]}
+def config_of(way: str, steps: int = STEPS) -> SparsifyConfig:
+    # Next to no epochs: min_steps alone says how long.
+    options: dict[str, Any] = {"budget": 1.0, "rounds": 1, "epochs": 1e-6, "min_steps": steps, **WAYS[way]}
     if options.get("schedule") == "iterative":
-        options |= {"rounds": ITERATIONS, "epochs": EPOCHS / ITERATIONS, "min_steps": MIN_STEPS // ITERATIONS}
+        options |= {"rounds": ITERATIONS, "min_steps": steps // ITERATIONS}
         options["cut"] = 1 - (1 - SPARSITY) ** (1 / ITERATIONS)
     if "layers" not in options:
         options["sparsity"] = SPARSITY
     return SparsifyConfig(**options)
 
 
-def measure(name: str, checkpoints: Path, seeds: int, ways: list[str]) -> dict[str, Any]:
+def measure(name: str, checkpoints: Path, seeds: int, steps: int, ways: list[str]) -> dict[str, Any]:
     """Way -> sparsity reached and drop, one a seed."""
     path = checkpoints / name / "model.pt"
     data = MODELS[name](path.parent, 0).data
@@ -81,7 +82,7 @@ def measure(name: str, checkpoints: Path, seeds: int, ways: list[str]) -> dict[s
             with tempfile.TemporaryDirectory() as folder:
                 # max_drop=1: every round counts, however much it costs.
                 context = Context(data, Path(folder), original=dense, max_drop=1.0, seed=seed)
-                sparse, record = sparsify(dense, config_of(way), context)
+                sparse, record = sparsify(dense, config_of(way, steps), context)
             drop = (baseline - _right(sparse, data)[0]) / samples
             found[way]["sparsity"].append(round(record.figures["sparsity"], 5))
             found[way]["drop"].append(round(drop, 5))
@@ -118,19 +119,24 @@ def main() -> None:
     parser.add_argument("model", choices=("mlp-256", "cnn"))
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of each training")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="the default first")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
+    given = f"{options.model} --seeds {options.seeds} --steps {options.steps}"
     content = {
-        "command": f"python -m benchmarks.sparsification {options.model} --seeds {options.seeds}",
+        "command": f"python -m benchmarks.sparsification {given}",
         "model": MODELS[options.model].__doc__,
         "asked_sparsity": SPARSITY,
+        "steps": options.steps,
         "cpu": environment(1)["cpu"],
         "torch": torch.__version__,
         "python": platform.python_version(),
-        **measure(options.model, options.checkpoints, options.seeds, options.ways),
+        **measure(options.model, options.checkpoints, options.seeds, options.steps, options.ways),
     }
-    write_atomically(options.out / f"sparsification-{options.model}-seeds{options.seeds}.json", to_json(content))
+    write_atomically(
+        options.out / f"sparsification-{options.model}-steps{options.steps}-seeds{options.seeds}.json", to_json(content)
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.reviews import ARCHIVE, FILE_NAME, MEMBER, _sentences, fetch_reviews
-from benchmarks.sparsification import EPOCHS, SPARSITY, WAYS, config_of
+from benchmarks.sparsification import SPARSITY, STEPS, WAYS, config_of
 from benchmarks.train import MODELS
 from compress.models.factory import build
 from compress.recipe import load_recipe
@@ -67,7 +67,7 @@ def test_reviews_that_are_there_are_not_fetched_again(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_sparsifying_is_given_the_same_training_and_sparsity(way: str) -> None:
     config = config_of(way)
-    assert config.rounds * config.epochs == pytest.approx(EPOCHS)
+    assert config.rounds * config.min_steps == STEPS
     assert config.layers or config.sparsity == SPARSITY
     if config.schedule == "iterative":
         assert 1 - (1 - config.cut) ** config.rounds == pytest.approx(SPARSITY)
