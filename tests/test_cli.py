@@ -7,8 +7,6 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from compress.cli import main
-from tests.conftest import tiny_cnn
+from tests.conftest import Call, Outcome, tiny_cnn
 
 FAST = ("--set", "benchmark.seconds=0.05", "--set", "preprocess.calibration=64")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Outcome]
-
-
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs the command in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as left:
-            main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return Outcome(int(left.value.code or 0), captured.out, captured.err)
-
-    return run
+def call(compress: Call) -> Call:
+    return compress
 
 
 def check_refused(outcome: Outcome, *words: str) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from compress.cli import main
 from compress.sparsity.sensitivity import figure_of
+from tests.conftest import Call
 
 FILES = {"curve.csv", "curve.json", "curve.png", "curve.svg", "runs.json"}
 FAST = (
@@ -20,34 +20,10 @@ FAST = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Outcome]
-
-
 @pytest.fixture
-def call(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    model_file: Path,
-    digits_file: Path,
-) -> Call:
-    """Runs compress curve on the tiny model in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as left:
-            main([str(a) for a in ("curve", model_file, "--data", f"npz:{digits_file}", *FAST, *arguments)])
-        captured = capsys.readouterr()
-        return Outcome(int(left.value.code or 0), captured.out, captured.err)
-
-    return run
+def call(compress: Call, model_file: Path, digits_file: Path) -> Call:
+    """Runs compress curve on the tiny model."""
+    return partial(compress, "curve", model_file, "--data", f"npz:{digits_file}", *FAST)
 
 
 def content(directory: Path) -> dict[str, bytes]:

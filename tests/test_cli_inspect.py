@@ -7,9 +7,8 @@ import io
 import json
 import re
 import tomllib
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,39 +18,17 @@ from compress.cli import main
 from compress.reporting import sensitivity_report
 from compress.sparsity.masks import resolve_layers, sparsifiable
 from compress.sparsity.sensitivity import Sensitivity
+from tests.conftest import Call
 
 PICTURES = {f"{name}.{kind}" for name in ("sensitivity", "parameters", "histograms") for kind in ("svg", "png")}
 FILES = PICTURES | {"sensitivity.json", "sensitivity.csv", "report.html", "report.md"}
 QUICK = ("--samples", 60, "--rates", "0:0.8:0.4,0.95", "--drop-budget", 0.05)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Outcome]
-
-
 @pytest.fixture
-def call(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    model_file: Path,
-) -> Call:
-    """Runs compress inspect on the tiny model in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as left:
-            main([str(a) for a in ("inspect", model_file, *arguments)])
-        captured = capsys.readouterr()
-        return Outcome(int(left.value.code or 0), captured.out, captured.err)
-
-    return run
+def call(compress: Call, model_file: Path) -> Call:
+    """Runs compress inspect on the tiny model."""
+    return partial(compress, "inspect", model_file)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from compress.cli import main
+from tests.conftest import Call
 
 FILES = {"weights.safetensors", "kept.json", "history.json", "history.csv", "history.svg", "history.png"}
 FAST = (
@@ -19,34 +18,10 @@ FAST = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Outcome]
-
-
 @pytest.fixture
-def call(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    model_file: Path,
-    digits_file: Path,
-) -> Call:
-    """Runs compress reduce on the tiny model in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as left:
-            main([str(a) for a in ("reduce", model_file, "--data", f"npz:{digits_file}", *FAST, *arguments)])
-        captured = capsys.readouterr()
-        return Outcome(int(left.value.code or 0), captured.out, captured.err)
-
-    return run
+def call(compress: Call, model_file: Path, digits_file: Path) -> Call:
+    """Runs compress reduce on the tiny model."""
+    return partial(compress, "reduce", model_file, "--data", f"npz:{digits_file}", *FAST)
 
 
 def test_it_writes_the_smaller_model_and_its_history_and_nothing_else(call: Call, tmp_path: Path) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from compress.cli import main
+from tests.conftest import Call, Outcome
 
 FILES = {
     "comparison.json", "comparison.md", "comparison.html", "comparison.svg", "comparison.png", "history.csv", "arms",
@@ -42,30 +40,14 @@ class Own(nn.Module):
 """
 
 
-@dataclass(frozen=True)
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Outcome]
-
-
 @pytest.fixture
-def call(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits_file: Path
-) -> Call:
-    """Runs compress train on the digits in an empty directory with a net.py."""
-    monkeypatch.chdir(tmp_path)
+def call(compress: Call, tmp_path: Path, digits_file: Path) -> Call:
+    """Runs compress train on the digits, beside a net.py."""
     (tmp_path / "net.py").write_text(NET)
 
     def run(*arguments: object, data: bool = True) -> Outcome:
         source = ("--data", f"npz:{digits_file}", "--set", "preprocess.calibration=64") if data else ()
-        with pytest.raises(SystemExit) as left:
-            main([str(a) for a in ("train", *source, *FAST, *arguments)])
-        captured = capsys.readouterr()
-        return Outcome(int(left.value.code or 0), captured.out, captured.err)
+        return compress("train", *source, *FAST, *arguments)
 
     return run
 
