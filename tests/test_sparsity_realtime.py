@@ -481,3 +481,20 @@ def test_all_problems_of_a_config_are_told_together() -> None:
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(TypeError, match="intervall"):
         RealtimePruner(net(), intervall=3)
+
+
+def test_what_was_zero_at_first_never_returns_not_even_after_a_checkpoint() -> None:
+    module = net()
+    with torch.no_grad():
+        module[2].weight[:, :4] = 0.0
+    loop = Loop(module=module, interval=10, start=0, cut=0.3, patience=1, regrow=0.9, smoothing=0.0)
+    rising = (1.0, 0.5, 9.0, 9.0, 0.4, 9.0, 9.0, 9.0)
+    loop.run(40, told=lambda step: rising[(step - 1) // 10])
+    again = RealtimePruner(module, **vars(loop.pruner.config))
+    again.load_state_dict(loop.pruner.state_dict())
+    loop.pruner = again
+    loop.run(40, told=lambda step: rising[(step - 1) // 10])
+    assert "regrow" in [decision.action for decision in again.history[:4]]
+    assert "regrow" in [decision.action for decision in again.history[4:]]
+    assert torch.count_nonzero(module[2].weight[:, :4]) == 0
+    assert torch.count_nonzero(module[2].weight) > 0

@@ -131,6 +131,7 @@ class RealtimePruner:
         self._shapes = {name: p.shape for name, p in parameters.items()}
         self._weights = sum(p.numel() for p in parameters.values())
         self._masks: Masks = zeros_of(parameters) if self.config.hold_zeros else {}
+        self._first: Masks = dict(self._masks)  # zeros that were never ours to give back
         self._held: tuple[list[Tensor], list[Tensor]] | None = None  # weights and their masks, as _foreach_mul_ wants
         self._gradients: dict[str, Tensor] = {}  # sums of squares since the window before a decision began
         self._step = 0
@@ -189,6 +190,7 @@ class RealtimePruner:
             "outside": self._outside,
             "last_raise": self._last_raise,
             "masks": dict(self._masks),
+            "first": dict(self._first),
             "gradients": {name: total.clone() for name, total in self._gradients.items()},
             "history": [dataclasses.astuple(decision) for decision in self.history],
         }
@@ -206,7 +208,10 @@ class RealtimePruner:
                     f"the checkpoint has masks of the shape {tuple(mask.shape)} for {name}, the model has "
                     f"{', '.join(f'{n} {tuple(shape)}' for n, shape in self._shapes.items())}: load it for that model."
                 )
-        self._masks = {name: mask.to(parameters[name].device) for name, mask in state["masks"].items()}
+        self._masks, self._first = (
+            {name: mask.to(parameters[name].device) for name, mask in state[kind].items()}
+            for kind in ("masks", "first")
+        )
         self._gradients = {
             name: total.to(parameters[name].device, copy=True) for name, total in state["gradients"].items()
         }
@@ -309,13 +314,18 @@ class RealtimePruner:
         """Masks with ``removed`` weights away: what stays does, and of the others those with the largest gradients."""
         rank = {name: self._regrowth(name, parameter) for name, parameter in self._parameters().items()}
         made = make_masks(rank, self._exact(removed / self._weights), "magnitude", self.config.scope)
-        return {name: mask | self._masks.get(name, mask) for name, mask in made.items()}
+        grown = {name: mask | self._masks.get(name, mask) for name, mask in made.items()}
+        return {name: mask & self._first.get(name, mask) for name, mask in grown.items()}
 
     def _regrowth(self, name: str, parameter: Tensor) -> Tensor:
-        """Rank of each weight of ``parameter``: above all others where it stays, else the size of its gradient."""
-        top = torch.finfo(torch.float32).max
-        stays = self._masks.get(name, torch.ones_like(parameter, dtype=torch.bool))
-        return torch.where(stays, top, self._gradient(name, parameter).abs().clamp(max=top / 2))
+        """Rank of each weight of ``parameter``: above all others where it stays, else the size of its gradient.
+
+        What was zero at first ranks below all.
+        """
+        smallest, top = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+        always = torch.ones_like(parameter, dtype=torch.bool)
+        rank = self._gradient(name, parameter).abs().clamp(smallest, top / 2)
+        return rank.masked_fill(self._masks.get(name, always), top).masked_fill(~self._first.get(name, always), 0.0)
 
     def _gradient(self, name: str, parameter: Tensor) -> Tensor:
         """Root mean square of the gradient of each weight; zero where a parameter had no part in the loss.
