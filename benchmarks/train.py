@@ -3,6 +3,7 @@
     python -m benchmarks.train cnn            # checkpoints/cnn/model.pt, about 5 minutes on 2 cores
     python -m benchmarks.train mobilenetv2
     python -m benchmarks.train lstm
+    python -m benchmarks.train resnet18 mobilenetv3 vit   # with cnn, mobilenetv2 and lstm: what quantization is tried on
     python -m benchmarks.train mlp-256 alexnet-half vgg16-quarter    # what iterative pruning and the curves start from
     python -m benchmarks.train mlp-3x2000     # and mlp-4x3000, alexnet: what `compress reduce` reduces
 
@@ -54,14 +55,34 @@ def cnn(folder: Path, seed: int) -> Trained:
 
 def mobilenetv2(folder: Path, seed: int) -> Trained:
     """torchvision's MobileNetV2 with 10 classes on 12,800 images of Fashion-MNIST, grey repeated to three channels."""
+    return _torchvision("mobilenet_v2", {}, 12_800, 8, 0.003, seed)
+
+
+def resnet18(folder: Path, seed: int) -> Trained:
+    """torchvision's ResNet-18 with 10 classes on 12,800 images of Fashion-MNIST."""
+    return _torchvision("resnet18", {}, 12_800, 6, 0.002, seed)
+
+
+def mobilenetv3(folder: Path, seed: int) -> Trained:
+    """torchvision's MobileNetV3-Small with 10 classes on 25,600 images of Fashion-MNIST."""
+    return _torchvision("mobilenet_v3_small", {}, 25_600, 10, 0.003, seed)
+
+
+def vit(folder: Path, seed: int) -> Trained:
+    """torchvision's vision transformer, small: 4 blocks, 4 heads, 64 wide, patches of 4 pixels; 25,600 images."""
+    shape = {"image_size": 28, "patch_size": 4, "num_layers": 4, "num_heads": 4, "hidden_dim": 64, "mlp_dim": 128}
+    return _torchvision("VisionTransformer", shape, 25_600, 10, 0.002, seed)
+
+
+def _torchvision(name: str, arguments: dict[str, int], limit: int, epochs: int, rate: float, seed: int) -> Trained:
+    """A model of torchvision's with 10 classes, on Fashion-MNIST at 28 px, grey repeated to three channels."""
     ensure_operators()
-    from torchvision.models import mobilenet_v2
+    import torchvision
 
     torch.manual_seed(seed)
-    data = load_data("fashion-mnist", DataOptions(channels=3, limit=12_800))
-    return Trained(
-        mobilenet_v2(num_classes=10), data, FineTuneConfig(batch_size=128, learning_rate=0.003), 8, whole=True
-    )
+    data = load_data("fashion-mnist", DataOptions(channels=3, limit=limit))
+    module = getattr(torchvision.models, name)(num_classes=10, **arguments)
+    return Trained(module, data, FineTuneConfig(batch_size=128, learning_rate=rate), epochs, whole=True)
 
 
 def lstm(folder: Path, seed: int) -> Trained:
@@ -129,6 +150,9 @@ def vgg16_quarter(folder: Path, seed: int) -> Trained:
 MODELS: dict[str, Callable[[Path, int], Trained]] = {
     "cnn": cnn,
     "mobilenetv2": mobilenetv2,
+    "resnet18": resnet18,
+    "mobilenetv3": mobilenetv3,
+    "vit": vit,
     "lstm": lstm,
     "mlp-256": mlp_256,
     "alexnet-half": alexnet_half,

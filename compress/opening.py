@@ -55,7 +55,7 @@ class Opened:
             )
         return model
 
-    def context(self, directory: Path, recipe: Recipe, progress: Progress) -> Context:
+    def context(self, directory: Path, recipe: Recipe, progress: Progress, cache: Path | None = None) -> Context:
         return Context(
             data=self.data,
             directory=directory,
@@ -66,6 +66,7 @@ class Opened:
             progress=progress,
             objective=recipe.objective,
             stored="float32" if "quantize" in recipe.skip else "int8",
+            cache=cache,
         )
 
 

@@ -148,7 +148,7 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
             progress(stage.name, 0, 0)
             after, record = state, StageRecord(stage.name, dataclasses.asdict(config), 0.0, skipped=reason)
             if reason is None:
-                after, record = stage.run(state, recipe, opened.context(directory, recipe, progress))
+                after, record = stage.run(state, recipe, opened.context(directory, recipe, progress, workspace.cache))
             verify(state, after, opened.original, opened.example)
             stored = save(state, after, record, directory, previous)
             workspace.finish(stage.directory, stored)

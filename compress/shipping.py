@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from compress.files import write_atomically
 from compress.measurement import members, write_zip
 from compress.measurement.environment import environment
 from compress.opening import Opened
@@ -39,9 +42,7 @@ def ship(
         notes=opened.notes,
     )
     shipped = report.shipped.variant.onnx.path
-    for name, file in members(shipped).items():
-        workspace.write(name, file.read_bytes())
-    write_zip(shipped, workspace.root / "model.onnx.zip")
+    write_shipped(shipped, workspace.root)
     for name, content in (opened.data.files if opened.data is not None else {}).items():
         workspace.write(name, content)
     plain = report.to_dict()
@@ -54,3 +55,10 @@ def ship(
     source = {"path": str(recipe.model), "sha256": opened.source.sha256}
     workspace.write_manifest({"command": command, "seed": recipe.seed, "model": source, "environment": facts})
     return report
+
+
+def write_shipped(path: Path, directory: Path) -> None:
+    """Write a file as model.onnx, with its external data, and its zip."""
+    for name, file in members(path).items():
+        write_atomically(directory / name, file.read_bytes())
+    write_zip(path, directory / "model.onnx.zip")

@@ -36,6 +36,7 @@ class InputSpec:
     name: str
     shape: tuple[int, ...]  # of one sample: without the batch, which is axis 0 and free
     dtype: str = "float32"  # numpy's name: float32, int64, …
+    free: tuple[int, ...] = ()  # axes of ``shape`` of any size too, as the length of a text; their size is the usual one
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Context:
     progress: Progress = silent
     objective: str = "balanced"  # what the shipped variant is to be best at: size, latency, balanced
     stored: Literal["float32", "int8"] = "int8"  # what the smallest variant's weights will be
+    cache: Path | None = None  # a directory for work that a stopped run goes on from; None: nothing is kept
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 RECORD = "record.json"
 MANIFEST = "manifest.json"
 # What a run writes at the top of its directory, and so all that --overwrite may delete.
-OWN = ("report.json", "report.md", "report.html", "model.onnx", "model.onnx.zip", MANIFEST, "stages", "plots")
+OWN = ("report.json", "report.md", "report.html", "model.onnx", "model.onnx.zip", MANIFEST, "stages", "plots", "cache")
 
 
 def to_json(value: object) -> bytes:
@@ -84,6 +84,11 @@ class Workspace:
         """Where the files of a finished stage are; ``stage`` as in 02-sparsify."""
         return self.root / "stages" / stage
 
+    @property
+    def cache(self) -> Path:
+        """Where a stage keeps work that it goes on from after it was stopped: calibration. No part of the result."""
+        return self.root / "cache"
+
     def begin(self, stage: str) -> Path:
         """A fresh directory for the files of a stage that starts; `finish` gives it its final name."""
         partial = self.root / "stages" / f"{stage}.partial"
@@ -127,7 +132,7 @@ class Workspace:
                 "bytes": path.stat().st_size,
             }
             for path in sorted(self.root.rglob("*"))
-            if path.is_file() and path != self.root / MANIFEST
+            if path.is_file() and path != self.root / MANIFEST and self.cache not in path.parents
         }
         self.write(MANIFEST, to_json({**facts, "files": files}))
 

@@ -157,3 +157,40 @@ def test_a_file_that_is_no_onnx_is_refused_with_its_name(tmp_path: Path, content
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"broken\.onnx cannot be read as ONNX"):
         count(path)
+
+
+def test_a_product_of_4_bit_blocks_counts_its_weights_and_not_their_bytes_or_padding(tmp_path: Path) -> None:
+    packed = np.full((3, 2, 8), 0x88, np.uint8)  # 2 blocks of 16, 20 weights in use; 8 stands for 0
+    packed[0, 0, 0], packed[1, 1, 1], packed[2, 1, 7] = 0x98, 0x12, 0x11  # 1 and 2 weights; padding
+    node = helper.make_node(
+        "MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", K=20, N=3, bits=4, block_size=16
+    )
+    path = _save(tmp_path / "m.onnx", [node], {"q": packed, "s": _ones(3, 2)}, (20,))
+    counts = count(path)
+    assert (counts.parameters, counts.nonzero, counts.macs) == (60, 3, 60)
+
+
+def test_the_zero_points_of_4_bit_blocks_are_what_zero_means(tmp_path: Path) -> None:
+    packed = np.full((2, 2, 8), 0x88, np.uint8)
+    zero_points = np.array([[0x88], [0x38]], np.uint8)  # of channel 1: 8 in its first block, 3 in its second
+    node = helper.make_node(
+        "MatMulNBits", ["x", "q", "s", "z"], ["y"], domain="com.microsoft", K=32, N=2, bits=4, block_size=16
+    )
+    path = _save(tmp_path / "m.onnx", [node], {"q": packed, "s": _ones(2, 2), "z": zero_points}, (32,))
+    assert count(path).nonzero == 16
+
+
+def test_int4_weights_that_cast_and_mul_restore_are_weights_and_their_scales_are_not(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["q"], ["c"], to=FLOAT),
+        helper.make_node("Mul", ["c", "s"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    path = _save(tmp_path / "m.onnx", nodes, {"s": _ones(1, 4)}, (3,))
+    proto = read(path)
+    proto.opset_import[0].version = 21
+    values = helper.make_tensor("q", TensorProto.INT4, (3, 4), bytes([0x10, 0, 0, 0xF0, 0, 0]), raw=True)
+    proto.graph.initializer.append(values)
+    path.write_bytes(proto.SerializeToString())
+    counts = count(path)
+    assert (counts.parameters, counts.nonzero, counts.macs) == (12, 2, 12)

@@ -15,14 +15,13 @@ from torch import from_numpy
 
 from compress.data.splits import Batch, Data, Split
 from compress.errors import QuantizationError, RecipeError
-from compress.measurement.environment import saturates
 from compress.models.counts import count, stored_weights
 from compress.models.onnx_file import read
 from compress.quantization import QuantizeConfig, quantize
 from compress.quantization import integer as integer_module
 from compress.quantization.candidates import candidates, forms
 from compress.quantization.check import check_zeros
-from compress.quantization.cpu import saturating_layers
+from compress.quantization.isa import TARGETS, target
 from compress.values import Context, InputSpec, OnnxModel, StageRecord, Variant
 
 FLOAT = TensorProto.FLOAT
@@ -123,9 +122,14 @@ def _saved(kind: str, folder: Path, zeros: float = 0.0) -> OnnxModel:
 
 
 def _quantize(
-    kind: str, folder: Path, config: QuantizeConfig | None = None, zeros: float = 0.0, data: Data | None = None
+    kind: str,
+    folder: Path,
+    config: QuantizeConfig | None = None,
+    zeros: float = 0.0,
+    data: Data | None = None,
+    max_drop: float = 0.05,
 ) -> tuple[dict[str, Variant], StageRecord]:
-    context = Context(data=data or _data(kind), directory=folder / "quantize")
+    context = Context(data=data or _data(kind), directory=folder / "quantize", max_drop=max_drop)
     variants, record = quantize(_saved(kind, folder, zeros), config or QuantizeConfig(), context)
     return {variant.name: variant for variant in variants}, record
 
@@ -147,45 +151,68 @@ def _zip_bytes(path: Path) -> int:
     return len(buffer.getvalue())
 
 
+def _pretend(monkeypatch: pytest.MonkeyPatch, here: str) -> None:
+    """Let this machine be another processor."""
+    monkeypatch.setattr("compress.quantization.stage.target", lambda name="host": TARGETS[name] or TARGETS[here])
+
+
 @pytest.fixture
 def exact_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.quantization.stage.saturates", lambda: False)
-
-
-@pytest.fixture
-def saturating_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.quantization.stage.saturates", lambda: True)
+    _pretend(monkeypatch, "avx512-vnni")
 
 
 CANDIDATES = {
-    "cnn": {"int8", "int8-reduced", "int8-per-channel", "int8-weights"},
-    "mlp": {"int8-dynamic", "int8-dynamic-per-channel", "int8-weights"},
-    "lstm": {"int8-dynamic", "int8-dynamic-per-channel", "int8-weights"},
-}
+    "cnn": {"int8", "int8-reduced", "int8-per-channel", "int8-s8s8", "int8-u8u8", "int8-weights"},
+    "mlp": {"int8-dynamic", "int8-dynamic-reduced", "int8-dynamic-per-channel",
+            "int8", "int8-reduced", "int8-per-channel", "int8-s8s8", "int8-u8u8", "int8-weights"},
+    "lstm": {"int8-dynamic", "int8-dynamic-reduced", "int8-dynamic-per-channel", "int8-weights"},
+}  # fmt: skip
+GENEROUS = {"max_drop": 1.0}  # no candidate needs recovery
 
 
 @pytest.mark.usefixtures("exact_cpu")
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_auto_makes_the_candidates_of_the_kind_of_net(tmp_path: Path, kind: str) -> None:
-    variants, record = _quantize(kind, tmp_path)
+    variants, record = _quantize(kind, tmp_path, **GENEROUS)
     assert set(variants) == CANDIDATES[kind]
     files = {path.name for path in (tmp_path / "quantize").iterdir()}
     assert files == {f"{name}.onnx" for name in variants}
-    assert {name: figures["bytes"] for name, figures in record.figures.items()} == {
+    assert {name: figures["bytes"] for name, figures in record.figures["files"].items()} == {
         name: variant.onnx.path.stat().st_size for name, variant in variants.items()
     }
 
 
-@pytest.mark.usefixtures("saturating_cpu")
-def test_a_cpu_that_saturates_gets_the_reduced_range_per_channel(tmp_path: Path) -> None:
-    assert set(_quantize("cnn", tmp_path)[0]) == {"int8", "int8-reduced", "int8-per-channel-reduced", "int8-weights"}
+def test_a_processor_that_saturates_gets_repaired_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend(monkeypatch, "avx2")
+    config = QuantizeConfig(method="static", types="u8s8")
+    variants, record = _quantize("cnn", tmp_path, config, **GENEROUS)
+    assert set(variants) == {
+        "int8", "int8-repaired", "int8-reduced", "int8-per-channel-repaired", "int8-per-channel-reduced",
+    }  # fmt: skip
+    saturating = {name: figures["saturating_layers"] for name, figures in record.figures["files"].items()}
+    assert saturating.pop("int8") > 0
+    assert not any(saturating.values())
+
+
+@pytest.mark.usefixtures("exact_cpu")
+def test_a_file_for_another_processor_is_exact_there(tmp_path: Path) -> None:
+    variants, record = _quantize("cnn", tmp_path, QuantizeConfig(target_isa="avx2"), **GENEROUS)
+    assert "int8" not in variants
+    assert "int8-repaired" in variants
+    assert not any(figures["saturating_layers"] for figures in record.figures["files"].values())
+
+
+@pytest.mark.usefixtures("exact_cpu")
+def test_an_arm_target_gets_int8_activations(tmp_path: Path) -> None:
+    variants, _ = _quantize("cnn", tmp_path, QuantizeConfig(target_isa="arm-dotprod", method="static"), **GENEROUS)
+    assert list(variants) == ["int8-s8s8", "int8-s8s8-reduced", "int8-s8s8-per-channel"]
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_every_candidate_is_close_to_the_float_file(tmp_path: Path, kind: str) -> None:
     variants, record = _quantize(kind, tmp_path)
     for name, variant in variants.items():  # 7 bits of normal weights reach 35 dB; the layers add up
-        if saturates() and record.figures[name]["saturating_layers"]:
+        if target().saturates and record.figures["files"][name]["saturating_layers"]:
             continue  # this CPU may compute it wrongly, which is what the note of the record says
         assert _signal_to_noise_db(kind, variant.onnx.path, tmp_path) > 25, name
 
@@ -367,7 +394,7 @@ def test_a_quantizer_that_fails_in_auto_is_a_note(tmp_path: Path, monkeypatch: p
     def broken(*_: object, **__: object) -> None:
         raise AssertionError("scale issue")
 
-    monkeypatch.setattr(integer_module, "quantize_static", broken)
+    monkeypatch.setattr(integer_module, "QDQQuantizer", broken)
     variants, record = _quantize("cnn", tmp_path)
     assert list(variants) == ["int8-weights"]
     assert "scale issue" in record.notes[0]
@@ -392,9 +419,9 @@ def test_the_source_file_is_left_as_it_was(tmp_path: Path) -> None:
     assert model.path.read_bytes() == before
 
 
-def test_convolutional_nets_are_static_and_all_others_dynamic() -> None:
+def test_convolutional_nets_are_static_recurrent_ones_dynamic_and_others_both() -> None:
     assert forms(_cnn()) == ("static", "weights")
-    assert forms(_mlp()) == ("dynamic", "weights")
+    assert forms(_mlp()) == ("dynamic", "static", "weights")
     assert forms(_lstm()) == ("dynamic", "weights")
 
 
@@ -403,32 +430,9 @@ def test_explicit_choices_leave_one_candidate() -> None:
     assert [candidate.name for candidate in made] == ["int8-per-channel-reduced"]
 
 
-def _dequantized(values: np.ndarray, transposed: int) -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("DequantizeLinear", ["q", "s"], ["w"]),
-        helper.make_node("Gemm", ["input", "w"], ["output"], transB=transposed),
-    ]
-    return _graph(nodes, {"q": values.astype(np.int8), "s": np.float32(1).reshape(())}, (4,))
-
-
-@pytest.mark.parametrize(
-    ("row", "risky"),
-    [
-        ([64, 64, 0, 0], False),  # 255 · 128 = 32640 fits into an int16
-        ([64, 65, 0, 0], True),
-        ([0, 127, 127, 0], False),  # neighbours, but not of one pair
-        ([127, -127, 0, 0], False),
-        ([0, 0, -100, -100], True),
-    ],
-)
-def test_only_pairs_that_overflow_an_int16_are_a_risk(row: list[int], risky: bool) -> None:
-    assert bool(saturating_layers(_dequantized(np.array([row] * 3), transposed=1))) is risky
-    assert bool(saturating_layers(_dequantized(np.array([row] * 3).T, transposed=0))) is risky
-
-
 def test_the_reduced_range_cannot_saturate(tmp_path: Path) -> None:
     variants, record = _quantize("cnn", tmp_path)
-    assert record.figures["int8-reduced"]["saturating_layers"] == 0
+    assert record.figures["files"]["int8-reduced"]["saturating_layers"] == 0
     largest = max(
         int(np.abs(numpy_helper.to_array(tensor).astype(int)).max())
         for tensor in read(variants["int8-reduced"].onnx.path).graph.initializer

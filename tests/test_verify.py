@@ -21,7 +21,8 @@ from compress.models.counts import weight_zeros
 from compress.models.reference import LSTMClassifier
 from compress.onnx_export import export, stage
 from compress.onnx_export.stage import ExportConfig
-from compress.onnx_export.trace import trace
+from compress.onnx_export.trace import from_export
+from compress.onnx_export.weights import Traced
 from compress.quantization import quantize
 from compress.quantization import stage as quantization_stage
 from compress.quantization.stage import QuantizeConfig
@@ -103,7 +104,12 @@ def then(function: Any, damage: Damage) -> Any:
 def test_a_zero_that_the_exporter_moves_is_noticed(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "trace", then(trace, move_a_zero))
+    def moved(*args: Any) -> Traced:
+        traced = from_export(*args)
+        move_a_zero(traced.proto)
+        return traced
+
+    monkeypatch.setattr(stage, "from_export", moved)
     with pytest.raises(SparsityError, match=r"sparse-fp32: 6\.weight has .* zeros were not kept"):
         export_verified(model, tmp_path)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-FOLDER = Path("runs/peers/torch-pruning")
-REQUIREMENTS = Path(__file__).with_name("requirements-torch-pruning.txt")
+FOLDER = Path("runs/peers")
 SCRIPT = Path(__file__).with_name("torch_pruning_families.py")
 TIMEOUT_S = 300
 _ERROR = re.compile(r"[\w.]*(Error|Exception)\b")  # the line of a traceback that says what happened
@@ -41,7 +40,7 @@ def cut_by_peer(module: nn.Module, size: int, hold: list[str]) -> tuple[Cut, nn.
         size: Pixels of a side of its input.
         hold: Layers that stay whole: those that make the outputs.
     """
-    python = interpreter()
+    python = interpreter("torch-pruning")
     with tempfile.TemporaryDirectory() as scratch:
         model, pruned = Path(scratch) / "model.pt", Path(scratch) / "pruned.pt"
         torch.save(module, model)
@@ -51,17 +50,33 @@ def cut_by_peer(module: nn.Module, size: int, hold: list[str]) -> tuple[Cut, nn.
         except subprocess.TimeoutExpired:
             return Cut(seconds=TIMEOUT_S, status=f"not done after {TIMEOUT_S} s"), None
         if done.returncode != 0:
-            errors = [line for line in done.stderr.splitlines() if _ERROR.match(line)]
-            told = errors[-1] if errors else f"ended with status {done.returncode}"
-            return Cut(status=told[:200]), None
+            return Cut(status=what_went_wrong(done)), None
         result = torch.load(pruned, weights_only=False)  # what our own child wrote
     return Cut(seconds=result["seconds"]), result["module"]
 
 
-def interpreter() -> Path:
-    """The peer's Python; its environment is made from the pinned requirements where it is missing."""
-    python = FOLDER / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", FOLDER], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS], check=True)
+def what_went_wrong(done: subprocess.CompletedProcess[str]) -> str:
+    """The last error that a process told before it ended, in one line."""
+    errors = [line for line in done.stderr.splitlines() if _ERROR.match(line)]
+    return (errors[-1] if errors else f"ended with status {done.returncode}")[:200]
+
+
+def interpreter(peer: str, folder: Path = FOLDER) -> Path:
+    """A peer's Python, ``folder``/``peer``/bin/python.
+
+    Its environment is made from requirements-<peer>.txt where it is missing, or was made from others.
+
+    Raises:
+        subprocess.CalledProcessError: it cannot be made; ``stderr`` says why.
+    """
+    environment = (folder / peer).absolute()
+    python, requirements = environment / "bin" / "python", Path(__file__).with_name(f"requirements-{peer}.txt")
+    installed = environment / "requirements.txt"  # written last: an environment that was left half-made has none
+    if not installed.exists() or installed.read_text() != requirements.read_text():
+        for command in (
+            [sys.executable, "-m", "venv", str(environment)],
+            [str(python), "-m", "pip", "install", "-r", str(requirements)],
+        ):
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        installed.write_text(requirements.read_text())
     return python

@@ -2,51 +2,117 @@
 
 from __future__ import annotations
 
-import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cli.console import Display, say, show_table
-from compress.cli.options import data_options, model_options, output_option, recipe_from, recipe_options
+from compress.cli.options import (
+    benchmark_options,
+    common_options,
+    data_options,
+    model_options,
+    output_option,
+    recipe_from,
+    recipe_options,
+)
+
+if TYPE_CHECKING:
+    from compress.opening import Opened
+    from compress.recipe import Recipe
+    from compress.values import Context, OnnxModel
+
+NOT_MET = 3
+CACHE = ".calibration"
 
 
-@click.command(short_help="Write int8 ONNX files.")
+@click.command(short_help="Write quantized ONNX files, measured, and the best of them.")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options()
-@output_option("quantized", "Directory for the int8 ONNX files.", directory=True)
+@output_option("quantized", "Directory for the files.", directory=True)
+@click.option("--max-drop", type=float, help="Accuracy that may be lost, as a fraction. [default: 0.01]")
+@click.option(
+    "--objective", type=click.Choice(["size", "latency", "balanced"]), help="What is best. [default: balanced]"
+)
 @click.option("--method", help="auto, static, dynamic or weights. [default: auto]")
+@click.option("--target-isa", metavar="NAME", help="The processor that the file is for; see below. [default: host]")
+@click.option("--calibration", help="auto, minmax, moving-average, percentile, entropy or mse. [default: auto]")
+@benchmark_options()
+@common_options()
 @model_options()
 @recipe_options()
-def quantize(model: Path, out: Path, **options: Any) -> int:
-    """Write int8 forms of MODEL, an ONNX file or a torch model (which is exported first).
+def quantize(model: Path, out: Path, overwrite: bool, **options: Any) -> int:
+    """Write quantized forms of MODEL, an ONNX file or a torch model (which is exported first), and measure them.
 
-    Static quantization takes its ranges from the data's calibration split. Compare what was written with
-    `compress benchmark`.
+    The directory gets float.onnx, a file for each candidate, quantize.json with all that was measured, and model.onnx:
+    the best file whose accuracy on validation is within --max-drop, which can be the float one. Static quantization
+    takes its ranges from the data's calibration split. Exit status 3 where no candidate kept the accuracy.
+
+    --target-isa is one of host, avx2, avx512, avx-vnni, avx512-vnni, amx, arm, arm-dotprod, arm-i8mm, any-x86, any.
 
     \b
     Examples:
       compress quantize model.onnx --data fashion-mnist
-      compress quantize model.pt --data digits --method weights --out int8
+      compress quantize model.onnx --data images:photos --objective latency --max-drop 0.003 --target-isa avx2
+      compress quantize model.pt --data digits --objective size --out small
     """
-    from compress.measurement import zip_bytes
-    from compress.onnx_export import export as run_export
     from compress.opening import open_inputs
-    from compress.quantization import quantize as run_stage
 
     recipe = recipe_from(model, options)
-    with Display() as display, tempfile.TemporaryDirectory() as scratch:
+    with Display() as display:
         opened = open_inputs(recipe, display)
-        onnx = opened.state.onnx
-        if opened.original is not None:
-            onnx, _ = run_export(opened.original, recipe.export, opened.context(Path(scratch), recipe, display))
-        assert onnx is not None
-        out.mkdir(parents=True, exist_ok=True)
-        variants, record = run_stage(onnx, recipe.quantize, opened.context(out, recipe, display))
-        rows = [("float", f"{onnx.path.stat().st_size:,}", f"{zip_bytes(onnx.path):,}")]
-    for note in record.notes:
+        context = opened.context(out, recipe, display, cache=out / CACHE)
+        return _quantize(opened, recipe, context)
+
+
+def _quantize(opened: Opened, recipe: Recipe, context: Context) -> int:
+    """Make the candidates, measure and choose as the pipeline does, write, and tell."""
+    from compress.files import write_atomically
+    from compress.measurement import benchmark
+    from compress.quantization import quantize as run_stage
+    from compress.reporting import choose, quantization_section, variant_entries, variant_table
+    from compress.shipping import write_shipped
+    from compress.values import Variant
+    from compress.workspace import to_json
+
+    onnx = _float_file(opened, recipe, context)
+    variants, record = run_stage(onnx, recipe.quantize, context)
+    measurements, _ = benchmark((Variant("float", "export", onnx), *variants), recipe.benchmark, context)
+    choice = choose(measurements, recipe.objective, recipe.max_drop)
+    shipped = next(variant for variant in (measurements[0].variant, *variants) if variant.name == choice.shipped)
+    write_shipped(shipped.onnx.path, context.directory)
+    entries = variant_entries(measurements, context.directory, choice)
+    found = {"shipped": choice.shipped, "met": choice.met, "variants": entries, "quantize": record}
+    write_atomically(context.directory / "quantize.json", to_json(found))
+    for note in (*opened.notes, *record.notes):
         say(note)
-    rows += [(v.onnx.path.name, f"{v.onnx.path.stat().st_size:,}", f"{zip_bytes(v.onnx.path):,}") for v in variants]
-    show_table(("file", "bytes", "zipped"), rows)
-    return 0
+    table = variant_table(entries, choice.shipped)
+    show_table(table.columns, table.rows, table.mark)
+    section = quantization_section(record.figures, choice.shipped)
+    if section is not None:
+        say("")
+        for found_table in filter(None, (section.files, section.fallback)):
+            show_table(found_table.columns, found_table.rows, found_table.mark)
+            say("")
+        for sentence in section.sentences:
+            say(sentence)
+    say(f"{context.directory / 'model.onnx'}: {choice.shipped}")
+    return 0 if choice.met else NOT_MET
+
+
+def _float_file(opened: Opened, recipe: Recipe, context: Context) -> OnnxModel:
+    """What is quantized, as float.onnx in the directory."""
+    from compress.files import write_atomically
+    from compress.measurement import SHIPPED_NAME, members
+    from compress.onnx_export import export
+
+    name = "float.onnx"
+    if opened.original is not None:
+        return export(opened.original, recipe.export, context, file_name=name)[0]
+    onnx = opened.state.onnx
+    assert onnx is not None
+    for member, file in members(onnx.path).items():
+        write_atomically(context.directory / (name if member == SHIPPED_NAME else member), file.read_bytes())
+    return replace(onnx, path=context.directory / name)

@@ -11,6 +11,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,18 @@ _ISA = {
     "avx512vnni": "vnni",
     "avx512_vnni": "vnni",
     "avx_vnni": "vnni",
+    "avxvnni": "vnni",
     "amx_int8": "amx",
+    "amx_bf16": "amx-bf16",
     "asimd": "neon",
     "asimddp": "dotprod",
     "i8mm": "i8mm",
+    "sve": "sve",
 }
+
+# What macOS calls them on Apple silicon, where cpuinfo finds no flags (M1: dot products, from M2 on also i8mm).
+_APPLE = {"hw.optional.arm.FEAT_DotProd": "asimddp", "hw.optional.arm.FEAT_I8MM": "i8mm"}
+_ARM = ("arm64", "aarch64")
 
 # A module -> the distributions that may bring it, in the order in which they are looked for.
 _DISTRIBUTIONS = {
@@ -77,9 +85,14 @@ def environment(threads: int) -> dict[str, Any]:
     }
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """The instruction sets of this processor that decide how int8 runs: avx2, vnni, amx, dotprod, …"""
+    return tuple(_isa(_cpu()[1]))
+
+
 def saturates() -> bool:
     """Whether int8 products may saturate here: on x86 without VNNI, where two of them are added in 16 bits."""
-    isa = _isa(_cpu()[1])
+    isa = instruction_sets()
     return "sse4.1" in isa and "vnni" not in isa
 
 
@@ -114,7 +127,24 @@ def troubles() -> list[Trouble]:
 def _cpu() -> tuple[str, frozenset[str]]:
     """Brand and flags; asking the system takes about a second."""
     info = cpuinfo.get_cpu_info()
-    return str(info.get("brand_raw") or platform.processor() or "unknown"), frozenset(info.get("flags", ()))
+    flags = {*info.get("flags", ()), *_arm_flags(platform.system(), platform.machine().lower())}
+    return str(info.get("brand_raw") or platform.processor() or "unknown"), frozenset(flags)
+
+
+def _arm_flags(system: str, machine: str) -> set[str]:
+    """What every 64-bit ARM has, and on macOS what the system tells."""
+    if machine not in _ARM:
+        return set()
+    told = {flag for name, flag in _APPLE.items() if _sysctl(name) == "1"} if system == "Darwin" else set()
+    return {"asimd", *told}
+
+
+def _sysctl(name: str) -> str:
+    try:
+        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
 
 
 def _isa(flags: frozenset[str]) -> list[str]:

@@ -32,6 +32,7 @@ _INTEGER_WEIGHTS: dict[tuple[str, int], int | None] = {
     ("QLinearMatMul", 3): 5,
     ("QGemm", 3): 5,
     ("QGemm", 6): None,
+    ("MatMulNBits", 1): None,  # once unpacked: see `_unpacked`
     ("Cast", 0): None,  # weights stored as integers, restored by Cast and Mul
 }
 
@@ -42,17 +43,20 @@ _SCALES = {
     ("QLinearConv", 1), ("QLinearConv", 4), ("QLinearConv", 6),
     ("QLinearMatMul", 1), ("QLinearMatMul", 4), ("QLinearMatMul", 6),
     ("QGemm", 1), ("QGemm", 4), ("QGemm", 7),
+    ("MatMulNBits", 2),
 }  # fmt: skip
 
 # operator -> the input that holds its weights
 _WEIGHT_INPUT = {
     "Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1,
-    "Gemm": 1, "QGemm": 3, "MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3,
+    "Gemm": 1, "QGemm": 3, "MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "MatMulNBits": 1,
     "LSTM": 1, "GRU": 1, "RNN": 1, "DynamicQuantizeLSTM": 1,
 }  # fmt: skip
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
-_INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32)
+_INTEGERS = (
+    onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32, onnx.TensorProto.INT4, onnx.TensorProto.UINT4
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,26 +98,29 @@ def count_weights(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def weight_zeros(path: Path) -> dict[str, NDArray[np.bool_]]:
-    """Where each weight tensor (two axes or more) of an ONNX file is zero, by name and in the shape it is stored in."""
-    graph = _Graph(read(path))
-    zeros = {}
-    for name, tensor in graph.constants.items():
-        zero_point = _zero_point(graph, name, tensor)
-        if zero_point is not None and len(tensor.dims) >= 2:
-            zeros[name] = ~_differs(onnx.numpy_helper.to_array(tensor), zero_point)
-    return zeros
+    """Where each weight tensor (two axes or more) of an ONNX file is zero, by name and in the shape of the weight."""
+    return {name: ~nonzero for name, nonzero in _nonzero(read(path)) if nonzero.ndim >= 2}
 
 
 def stored_weights(proto: onnx.ModelProto) -> dict[str, Weight]:
     """Every weight and bias of the graph, by the name it is stored under."""
+    return {name: Weight(nonzero.shape, int(np.count_nonzero(nonzero))) for name, nonzero in _nonzero(proto)}
+
+
+def _nonzero(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Where each weight and bias of the graph is not zero, by the name it is stored under."""
     graph = _Graph(proto)
-    weights = {}
+    shared = _shared_weights(graph)
     for name, tensor in graph.constants.items():
-        zero_point = _zero_point(graph, name, tensor)
-        if zero_point is not None:
-            array = onnx.numpy_helper.to_array(tensor)
-            weights[name] = Weight(tuple(tensor.dims), int(np.count_nonzero(_differs(array, zero_point))))
-    return weights
+        zero_point = _zero_point(graph, name, tensor) if name not in shared else None
+        if name in shared:
+            yield name, shared[name] != 0
+        elif zero_point is not None:
+            block = next(
+                (node for node, index in graph.users(name) if (node.op_type, index) == ("MatMulNBits", 1)), None
+            )
+            values = onnx.numpy_helper.to_array(tensor)
+            yield name, _differs(values if block is None else _unpacked(graph, block, values), zero_point)
 
 
 class _Graph:
@@ -142,6 +149,39 @@ class _Graph:
         return np.zeros((), np.int64) if tensor is None else onnx.numpy_helper.to_array(tensor)
 
 
+def _shared_weights(graph: _Graph) -> dict[str, Array]:
+    """The weights stored as numbers of a codebook's values, Gather(codebook, Cast(numbers)), by the numbers' name.
+
+    Up to 16 values there may be two numbers in a byte: (numbers / [1, 16]) mod 16 then comes before Gather, and Reshape
+    after it.
+    """
+    found = {}
+    for node in graph.nodes:
+        name = _looked_up(graph, node)
+        if name is None:
+            continue
+        numbers = onnx.numpy_helper.to_array(graph.constants[name])
+        shape = numbers.shape
+        if graph.producers[node.input[1]].op_type == "Mod":
+            numbers = np.stack([numbers & 15, numbers >> 4], axis=-1)
+            shape = next((tuple(graph.array(user, 1)) for user, _ in graph.users(node.output[0])), shape)
+        found[name] = graph.array(node, 0)[numbers].reshape(shape)
+    return found
+
+
+def _looked_up(graph: _Graph, node: onnx.NodeProto) -> str | None:
+    """The constant numbers that a node looks up in a codebook; None where it does no such thing."""
+    if node.op_type != "Gather" or node.input[0] not in graph.constants:
+        return None
+    name = str(node.input[1])
+    for operator in ("Mod", "Div", "Cast"):
+        producer = graph.producers.get(name)
+        if producer is not None and producer.op_type == operator:
+            name = str(producer.input[0])
+    numbers = graph.constants.get(name)
+    return name if numbers is not None and numbers.data_type == onnx.TensorProto.UINT8 else None
+
+
 def _zero_point(graph: _Graph, name: str, tensor: onnx.TensorProto) -> Array | None:
     """What stands for zero in this tensor; None where it is no weight."""
     users = graph.users(name)
@@ -160,21 +200,25 @@ def _zero_point(graph: _Graph, name: str, tensor: onnx.TensorProto) -> Array | N
 def _is_float_weight(graph: _Graph, users: list[tuple[onnx.NodeProto, int]], tensor: onnx.TensorProto) -> bool:
     if any((node.op_type, index) in _SCALES or _restores(graph, node, index) for node, index in users):
         return False
+    if any(_looked_up(graph, node) for node, _ in users):  # a codebook
+        return False
     # A single number is a constant of the formula (the 0.5 of GELU) unless a weighted operator takes it.
     return prod(tensor.dims) > 1 or (len(tensor.dims) > 0 and any(node.op_type in _WEIGHT_INPUT for node, _ in users))
 
 
 def _restores(graph: _Graph, node: onnx.NodeProto, index: int) -> bool:
-    """Whether a constant at this input scales integers back: Mul of a Cast constant or of a dynamic scale."""
+    """Whether a constant at this input scales weights back: Mul of a Cast constant, a look-up or a dynamic scale."""
     if node.op_type != "Mul":
         return False
     other = graph.producers.get(node.input[1 - index])
+    if other is not None and other.op_type == "Reshape":
+        other = graph.producers.get(other.input[0])
     if other is None:
         return False
     if other.op_type == "Cast":
         tensor = graph.constants.get(other.input[0])
         return tensor is not None and tensor.data_type in _INTEGERS
-    return str(other.op_type) == "DynamicQuantizeLinear"
+    return str(other.op_type) == "DynamicQuantizeLinear" or _looked_up(graph, other) is not None
 
 
 def _differs(array: Array, zero_point: Array) -> NDArray[np.bool_]:

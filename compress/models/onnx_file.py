@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,21 @@ from compress.values import InputSpec
 Array = NDArray[Any]
 
 _ERRORS_ONLY = 3  # onnxruntime's log severity
+_PROVENANCE = "compress"  # key of the metadata entry
+_USUAL = re.compile(r"sample (\d+(?:x\d+)*)")  # an input's docstring: sizes of a sample, where some of them are free
 
 
-def read(path: Path) -> onnx.ModelProto:
+def read(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     """The graph in ``path``.
+
+    Args:
+        weights: Read external data too; without it the graph of a file of any size is small.
 
     Raises:
         ModelError: the file is missing, or its bytes are no ONNX graph.
     """
     try:
-        proto = onnx.load(str(path))
+        proto = onnx.load(str(path), load_external_data=weights)
     except Exception as error:  # protobuf has its own error tree in each of its implementations
         raise ModelError(f"{path} cannot be read as ONNX: {first_line(error)}. Export the model again.") from error
     if not proto.graph.node:
@@ -34,27 +41,49 @@ def read(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def graph_inputs(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
+def graph_inputs(proto: onnx.ModelProto, like: Sequence[InputSpec] = ()) -> tuple[InputSpec, ...]:
     """The inputs of a graph, without the batch axis.
 
+    Args:
+        like: What the data or the user gives, an input each: the sizes of free axes. Without it they are those that
+            the export wrote down, see `write_sizes`.
+
     Raises:
-        ModelError: an input has no batch axis, or a free axis other than it.
+        ModelError: an input has no batch axis, or an axis whose size nobody tells.
     """
     initializers = {tensor.name for tensor in proto.graph.initializer}  # listed as inputs too, before IR 4
-    return tuple(_input_spec(value) for value in proto.graph.input if value.name not in initializers)
+    values = [value for value in proto.graph.input if value.name not in initializers]
+    told = [spec.shape for spec in like] if len(like) == len(values) else [_usual_sizes(value) for value in values]
+    return tuple(_input_spec(value, sizes) for value, sizes in zip(values, told, strict=True))
 
 
-def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
+def _input_spec(value: onnx.ValueInfoProto, sizes: tuple[int, ...]) -> InputSpec:
     tensor = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-    if not dims or None in dims[1:]:
+    free = tuple(axis for axis, dim in enumerate(dims[1:]) if dim is None)
+    if not dims or (free and len(sizes) != len(dims) - 1):
         shape = [dim if dim is not None else "?" for dim in dims]
         raise ModelError(
-            f"input {value.name!r} of the ONNX graph has shape {shape}; only axis 0, the batch, may be free. "
-            "Fix the other axes (onnxruntime.tools.make_dynamic_shape_fixed) or export the model again."
+            f"input {value.name!r} of the ONNX graph has shape {shape}; only axis 0, the batch, may be free where "
+            "nothing tells the size of the others. Fix them (onnxruntime.tools.make_dynamic_shape_fixed) or export the "
+            "model again."
         )
-    shape_of_one = tuple(dim for dim in dims[1:] if dim is not None)
-    return InputSpec(value.name, shape_of_one, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name)
+    shape_of_one = tuple(sizes[axis] if dim is None else dim for axis, dim in enumerate(dims[1:]))
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return InputSpec(value.name, shape_of_one, dtype, free)
+
+
+def write_sizes(proto: onnx.ModelProto, inputs: Sequence[InputSpec]) -> None:
+    """Note, in place, the usual sizes of inputs with free axes: counts and latencies of the file need some size."""
+    usual = {spec.name: spec.shape for spec in inputs if spec.free}
+    for value in proto.graph.input:
+        if value.name in usual:
+            value.doc_string = f"sample {'x'.join(map(str, usual[value.name]))}"
+
+
+def _usual_sizes(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    found = _USUAL.fullmatch(value.doc_string)
+    return tuple(int(size) for size in found[1].split("x")) if found else ()
 
 
 def opset(proto: onnx.ModelProto) -> int:
@@ -87,7 +116,8 @@ def _strip_graph(graph: onnx.GraphProto) -> None:
     del graph.value_info[:]
     del graph.quantization_annotation[:]
     for item in (*graph.input, *graph.output, *graph.initializer):
-        item.doc_string = ""
+        if not _USUAL.fullmatch(item.doc_string):
+            item.doc_string = ""
         _clear(item, "metadata_props")
     for node in graph.node:
         _strip_node(node)
@@ -124,12 +154,47 @@ def serialize(proto: onnx.ModelProto) -> bytes:
     return data
 
 
-def run(data: bytes, batches: Sequence[dict[str, Array]]) -> Iterator[list[Array]]:
-    """Yield the outputs of the graph for each batch of inputs by name: CPU, one thread."""
+def stamp(path: Path, facts: Mapping[str, Any]) -> bytes:
+    """The file with its provenance: what `provenance` gives back; external data is neither read nor moved.
+
+    Args:
+        path: A file without external data, or the graph of one that has it.
+        facts: JSON values; none of them a path. One compact entry, since each byte counts in a small file.
+    """
+    proto = read(path, weights=False)
+    others = [entry for entry in proto.metadata_props if entry.key != _PROVENANCE]
+    kept = [(entry.key, entry.value) for entry in others]
+    told = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    onnx.helper.set_model_props(proto, dict([*kept, (_PROVENANCE, told)]))
+    return serialize(proto)
+
+
+def provenance(path: Path) -> dict[str, Any]:
+    """What `stamp` wrote; empty where a file says nothing of where it comes from."""
+    entries = {entry.key: entry.value for entry in read(path, weights=False).metadata_props}
+    try:
+        facts = json.loads(entries.get(_PROVENANCE, "{}"))
+    except ValueError:  # another tool's entry of that name
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def run(data: bytes | Path, batches: Sequence[dict[str, Array]], *, lean: bool = False) -> Iterator[list[Array]]:
+    """Yield the outputs of the graph for each batch of inputs by name: CPU, one thread.
+
+    Args:
+        data: The graph, or its file, whose external data is then mapped into memory.
+        batches: Inputs by name.
+        lean: Optimise nothing and repack no weight: the memory needed is that of the file.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    if lean:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    source = data if isinstance(data, bytes) else str(data)
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     for batch in batches:
         yield [np.asarray(output) for output in session.run(None, batch)]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,10 +14,10 @@ from torch.utils import _pytree
 from compress.data.examples import BATCHES, EXAMPLES
 from compress.errors import ExportError
 from compress.models.onnx_file import Array, first_line, run
-from compress.values import Model
+from compress.values import InputSpec, Model
 
-_SCRIPT_EXAMPLES = 8  # more, one at a time
-SAMPLES = EXAMPLES + _SCRIPT_EXAMPLES
+_PROBES = 24  # more samples, one at a time, where branches may have been frozen
+SAMPLES = EXAMPLES + _PROBES
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,51 @@ class Case:
 def torch_cases(model: Model, samples: Sequence[torch.Tensor]) -> tuple[Case, ...]:
     """Run the module at batch sizes 1, 2 and 5.
 
-    A TorchScript module may hold branches that its exporter freezes: it is run on eight more samples, one at a time,
-    and on their negatives.
-
     Raises:
         ExportError: the module cannot run, or its outputs are not finite.
     """
-    batches = [tuple(column[rows] for column in samples) for rows in BATCHES]
-    if isinstance(model.module, torch.jit.ScriptModule):
-        singles = [tuple(column[i : i + 1] for column in samples) for i in range(EXAMPLES, SAMPLES)]
-        batches += singles + [tuple(-x if x.is_floating_point() else x for x in single) for single in singles]
-    return tuple(_case(model, batch) for batch in batches)
+    return tuple(_case(model, tuple(column[rows] for column in samples)) for rows in BATCHES)
+
+
+def probe_cases(model: Model, samples: Sequence[torch.Tensor]) -> tuple[Case, ...]:
+    """Run the module on what takes its other branches: the old exporter freezes those that depend on the data.
+
+    24 more samples, one at a time, then their negatives, ten times each and all zeros; whole numbers reversed
+    instead. Inputs that torch itself cannot run, or answers with NaN or infinity, prove nothing and are left out.
+    """
+    singles = [tuple(column[i : i + 1] for column in samples) for i in range(EXAMPLES, SAMPLES)]
+    others = [
+        *(tuple(-x if x.is_floating_point() else x.flip(-1) for x in single) for single in singles),
+        *(tuple(x * 10 if x.is_floating_point() else x for x in single) for single in singles),
+        tuple(torch.zeros_like(x) for x in singles[0]),
+    ]
+    cases = []
+    for batch in (*singles, *others):
+        with contextlib.suppress(ExportError):
+            cases.append(_case(model, batch))
+    return tuple(cases)
+
+
+def length_cases(model: Model, inputs: Sequence[InputSpec], samples: Sequence[torch.Tensor]) -> tuple[Case, ...]:
+    """Run the module on shorter and longer inputs, along their free axes, at batch sizes 1, 2 and 5.
+
+    Raises:
+        ExportError: the module cannot run at another length.
+    """
+    cases: list[Case] = []
+    for longer in (False, True):
+        resized = [_resized(column, spec.free, longer) for column, spec in zip(samples, inputs, strict=True)]
+        cases += torch_cases(model, resized)
+    return tuple(cases)
+
+
+def _resized(column: torch.Tensor, axes: tuple[int, ...], longer: bool) -> torch.Tensor:
+    """Samples (N, …) with a third of their length, or one and a half of it and one more, repeated from the start."""
+    for axis in axes:
+        size = column.shape[axis + 1]
+        wanted = size + size // 2 + 1 if longer else max(1, size // 3)
+        column = torch.cat([column, column], axis + 1).narrow(axis + 1, 0, wanted)
+    return column.contiguous()
 
 
 def _case(model: Model, batch: tuple[torch.Tensor, ...]) -> Case:
@@ -72,15 +108,15 @@ def _advice(model: Model) -> str:
     return "Axis 0 of every input and output must be the batch, of any size."
 
 
-def compare(data: bytes, cases: Sequence[Case], tolerance: float) -> float:
-    """Run the graph on every case; return the largest absolute difference from torch.
+def compare(data: bytes | Path, cases: Sequence[Case], tolerance: float) -> float:
+    """Run the graph, or its file, on every case; return the largest absolute difference from torch.
 
     Raises:
         ExportError: the graph does not run, gives other shapes, or differs by more than ``tolerance`` times the
             largest magnitude of an output.
     """
     largest = 0.0
-    results = run(data, [case.inputs for case in cases])
+    results = run(data, [case.inputs for case in cases], lean=isinstance(data, Path))
     for case in cases:
         try:
             outputs = next(results)

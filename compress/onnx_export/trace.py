@@ -2,78 +2,135 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import sysconfig
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from onnxscript import ir
 
 from compress.errors import ExportError
 from compress.models.onnx_file import first_line
+from compress.onnx_export.weights import INLINE, Traced, Value, from_file
 from compress.quiet import quiet
-from compress.values import Model
+from compress.values import InputSpec, Model
 
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 _BATCH = 2  # with a batch of 1 the exporter may take axis 0 for a constant
 
 
-def trace(model: Model, samples: Sequence[torch.Tensor], outputs: int, opset: int) -> onnx.ModelProto:
-    """Export ``model`` with torch's exporter and a free batch axis, in memory and without a word on the console.
+def from_export(
+    model: Model, inputs: Sequence[InputSpec], samples: Sequence[torch.Tensor], outputs: int, opset: int, external: bool
+) -> Traced:
+    """Export ``model`` through torch.export, in memory and without a word on the console.
 
     Args:
-        model: What to export; a ScriptModule goes through the TorchScript exporter, all others through torch.export.
+        model: What to export; no ScriptModule.
+        inputs: Of the model; the batch and their free axes are free in the graph.
         samples: One tensor an input, (N, …) with N >= 2.
         outputs: How many tensors the model returns.
         opset: Of the default domain.
+        external: Leave the weights where they are: the graph holds none of them.
 
     Raises:
         ExportError: torch refuses the module.
     """
     batch = tuple(column[:_BATCH] for column in samples)
-    names = {
-        "input_names": [spec.name for spec in model.inputs],
-        "output_names": ["output", *(f"output_{i}" for i in range(1, outputs))],
-        "opset_version": opset,
-    }
-    scripted = isinstance(model.module, torch.jit.ScriptModule)
     try:
-        with quiet(), torch.no_grad():
-            return _from_script(model.module, batch, names) if scripted else _from_export(model.module, batch, names)
+        with quiet(), torch.no_grad(), _own_recurrent_rules():
+            shapes = _free_axes(model.module, inputs)
+            names = _names(inputs, outputs, opset)
+            program = torch.onnx.export(model.module, batch, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+            assert program is not None
+            return _without_weights(program.model) if external else Traced(program.model_proto)
     except Exception as error:  # torch raises errors of a dozen unrelated types here
         raise _refusal(error) from error
 
 
-def _from_export(module: torch.nn.Module, batch: tuple[torch.Tensor, ...], names: dict[str, Any]) -> onnx.ModelProto:
-    program = torch.onnx.export(
-        module, batch, dynamo=True, dynamic_shapes=_free_batch(module, len(batch)), verbose=False, **names
-    )
-    assert program is not None
-    proto: onnx.ModelProto = program.model_proto
-    return proto
+def from_script(
+    model: Model,
+    inputs: Sequence[InputSpec],
+    samples: Sequence[torch.Tensor],
+    outputs: int,
+    opset: int,
+    external: Path | None,
+) -> Traced:
+    """Export a ScriptModule, or a module as it runs on ``samples``, through torch's old TorchScript exporter.
+
+    A branch of a plain module that depends on the data is frozen without a word: the caller proves parity.
+
+    Args:
+        external: An empty folder where the weights may lie for as long as the result is used; None: in the graph.
+
+    Raises:
+        ExportError: torch refuses the module.
+    """
+    batch = tuple(column[:_BATCH] for column in samples)
+    names = _names(inputs, outputs, opset)
+    free = [{0: "batch", **{axis + 1: "length" for axis in spec.free}} for spec in inputs]
+    axes = dict(zip(names["input_names"], free, strict=True)) | {name: {0: "batch"} for name in names["output_names"]}
+    try:
+        with quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:  # this exporter writes files only
+            path = (external or Path(folder)) / "traced.onnx"
+            torch.onnx.export(model.module, batch, path, dynamo=False, dynamic_axes=axes, **names)
+            return Traced(onnx.load(str(path))) if external is None else from_file(path)
+    except Exception as error:  # torch raises errors of a dozen unrelated types here
+        raise _refusal(error) from error
 
 
-def _from_script(module: torch.nn.Module, batch: tuple[torch.Tensor, ...], names: dict[str, Any]) -> onnx.ModelProto:
-    axes = {name: {0: "batch"} for name in (*names["input_names"], *names["output_names"])}
-    with tempfile.TemporaryDirectory() as folder:  # this exporter writes files only
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(module, batch, path, dynamo=False, dynamic_axes=axes, **names)
-        return onnx.load(str(path))
+def _names(inputs: Sequence[InputSpec], outputs: int, opset: int) -> dict[str, Any]:
+    return {
+        "input_names": [spec.name for spec in inputs],
+        "output_names": ["output", *(f"output_{i}" for i in range(1, outputs))],
+        "opset_version": opset,
+    }
 
 
-def _free_batch(module: torch.nn.Module, count: int) -> tuple[Any, ...]:
-    """Axis 0 of each input is free, in the structure of forward()'s arguments, where *args are one nested tuple."""
-    free = [{0: torch.export.Dim.DYNAMIC} for _ in range(count)]
+def _free_axes(module: torch.nn.Module, inputs: Sequence[InputSpec]) -> tuple[Any, ...]:
+    """The free axes of each input, in the structure of forward()'s arguments, where *args are one nested tuple."""
+    free = [dict.fromkeys((0, *(axis + 1 for axis in spec.free)), torch.export.Dim.DYNAMIC) for spec in inputs]
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return tuple(free)
-    named = min(kinds.index(inspect.Parameter.VAR_POSITIONAL), count)
+    named = min(kinds.index(inspect.Parameter.VAR_POSITIONAL), len(free))
     return (*free[:named], tuple(free[named:]))
+
+
+@contextlib.contextmanager
+def _own_recurrent_rules() -> Iterator[None]:
+    """Make torch look up anew, before and after, how it traces LSTM and GRU.
+
+    torch's exporter swaps these rules while it runs, but not in the operators' caches: the second export in a process
+    would then find the length of a text fixed (torch 2.13).
+    """
+
+    def forget() -> None:
+        for operator in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
+            getattr(operator, "_dispatch_cache", {}).clear()
+
+    forget()
+    try:
+        yield
+    finally:
+        forget()
+
+
+def _without_weights(model: ir.Model) -> Traced:
+    """The graph, with large weights as views of the module's own."""
+    values: dict[str, Value] = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > INLINE:
+            values[name] = tensor.numpy
+            value.const_value = ir.ExternalTensor("", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+    return Traced(ir.to_proto(model), values)
 
 
 def _refusal(error: Exception) -> ExportError:

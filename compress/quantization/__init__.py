@@ -1,5 +1,6 @@
 """The quantize stage: a float ONNX file becomes int8 candidates, without training."""
 
-from compress.quantization.stage import QuantizeConfig, quantize
+from compress.quantization.options import QuantizeConfig
+from compress.quantization.stage import quantize
 
 __all__ = ["QuantizeConfig", "quantize"]

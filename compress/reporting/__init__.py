@@ -3,6 +3,7 @@
 from compress.reporting.choice import Choice, Objective, choose
 from compress.reporting.html import render_html
 from compress.reporting.markdown import render_markdown
+from compress.reporting.quantization_report import Section, quantization_section
 from compress.reporting.report import Report, Verdict, build_report, variant_entries
 from compress.reporting.summary import Table, latency_table, variant_table, verdict_sentences
 from compress.reporting.weights import weight_pictures
@@ -11,11 +12,13 @@ __all__ = [
     "Choice",
     "Objective",
     "Report",
+    "Section",
     "Table",
     "Verdict",
     "build_report",
     "choose",
     "latency_table",
+    "quantization_section",
     "render_html",
     "render_markdown",
     "variant_entries",

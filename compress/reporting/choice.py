@@ -18,6 +18,7 @@ Objective = Literal["size", "latency", "balanced"]
 
 TOLERANCE = 1e-9  # of drops, which are differences of floats
 EQUAL = 0.03  # latencies closer than this share are equal: repeated runs of one file differ by as much
+SIMILAR = 0.1  # of files that are equally fast, zips closer than this share are equal: accuracy then decides
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ def choose(measurements: Sequence[Measurement], objective: Objective, max_drop: 
     """Choose among the variants whose drop on validation is within ``max_drop``.
 
     size: the smallest zip. latency: the smallest p50 of the first provider and batch size that ran; those within 3 % of
-    the fastest count as equal, and the smallest zip among them wins. balanced: the largest geometric mean of zip ratio
-    and speed-up. Where latency was not measured, size decides alone.
+    the fastest count as equal, and the smallest zip among them wins; of zips within 10 % of it, the most accurate.
+    balanced: the largest geometric mean of zip ratio and speed-up among those that are no slower than the baseline.
+    Where latency was not measured, size decides alone.
 
     Args:
         measurements: The first is the baseline, which is always within the budget.
@@ -82,8 +84,24 @@ def _best(within: Sequence[Measurement], baseline: Measurement, objective: Objec
         return min(within, key=lambda m: m.zip_bytes)
     if objective == "latency":
         fastest = min(p50 for _, p50 in timed)
-        return min((m for m, p50 in timed if p50 <= fastest * (1 + EQUAL)), key=lambda m: m.zip_bytes)
-    return max(within, key=lambda m: _balance(m, baseline))
+        equal = [m for m, p50 in timed if p50 <= fastest * (1 + EQUAL)]
+        smallest = min(m.zip_bytes for m in equal)
+        return max((m for m in equal if m.zip_bytes <= smallest * (1 + SIMILAR)), key=_accuracy)
+    return max((m for m in within if not _is_slower(m, baseline)), key=lambda m: _balance(m, baseline))
+
+
+def _accuracy(measurement: Measurement) -> tuple[float, float, int]:
+    """What ranks equally fast and similarly small files; those that were not scored are the baseline alone."""
+    found = measurement.validation
+    return (1.0, 1.0, 0) if found is None else (found.figure, found.fidelity, -measurement.zip_bytes)
+
+
+def _is_slower(measurement: Measurement, baseline: Measurement) -> bool:
+    """Whether a variant takes longer than the original: no zip ratio makes up for that, but with objective "size"."""
+    ours, theirs = main_timing(measurement, baseline), main_timing(baseline, baseline)
+    if ours is None or theirs is None or ours.p50_ms is None or theirs.p50_ms is None:
+        return False
+    return ours.p50_ms > theirs.p50_ms * (1 + EQUAL)
 
 
 def _balance(measurement: Measurement, baseline: Measurement) -> float:
@@ -110,6 +128,8 @@ def _why_not(
     if objective == "size" or ours is None or theirs is None:
         return f"not smaller: {sizes}"
     speeds = f"p50 {fmt.duration(ours.p50_ms)}, {fmt.duration(theirs.p50_ms)} for what ships"
+    if objective == "balanced" and _is_slower(measurement, baseline):
+        return f"slower than the original: {speeds}; {sizes}"
     if objective == "latency":
         return f"not faster: {speeds}; {sizes}"
     return f"less balanced ({_balance(measurement, baseline):.2f}, {_balance(best, baseline):.2f}): {speeds}; {sizes}"

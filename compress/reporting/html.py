@@ -8,6 +8,7 @@ from typing import Any
 
 from compress.reporting import format as fmt
 from compress.reporting.plots import svg_element
+from compress.reporting.quantization_report import quantization_section, quantize_figures
 from compress.reporting.summary import (
     Entry,
     latency_table,
@@ -56,6 +57,7 @@ def render_html(report: Mapping[str, Any], pictures: Mapping[str, bytes] | None 
             table=variant_table(report["variants"], report["shipped"]),
             latency=latency_table(report["variants"]),
             sparsity=sparsity_table(report["variants"]),
+            quantization=quantization_section(quantize_figures(report), report["shipped"]),
             weights=[(title, svg_element(drawn[f"{name}.svg"])) for name, title in TITLES.items() if drawn],
             charts=_charts(report["variants"], report["shipped"]),
             fmt=fmt,

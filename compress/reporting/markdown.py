@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.reporting import format as fmt
+from compress.reporting.quantization_report import quantization_section, quantize_figures
 from compress.reporting.summary import latency_table, main_latency, sparsity_table, variant_table, verdict_sentences
 from compress.reporting.templates import environment
 
@@ -20,6 +21,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         table=variant_table(report["variants"], report["shipped"]),
         latency=latency_table(report["variants"]),
         sparsity=sparsity_table(report["variants"]),
+        quantization=quantization_section(quantize_figures(report), report["shipped"]),
         main_latency=main_latency(report["variants"]),
         fmt=fmt,
     )

@@ -1,0 +1,70 @@
+"""How good a quantized graph is: as the gate will see it, and in dB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from compress.data.splits import Split
+from compress.files import write_atomically
+from compress.measurement import Score, drop, interleave, outputs_of, score
+from compress.measurement.accuracy import Outputs
+from compress.measurement.sessions import open_session
+from compress.models.onnx_file import Array, run, serialize
+from compress.quantization.graph import sqnr_db
+from compress.values import Context, OnnxModel
+
+Feed = dict[str, Array]
+
+_ROUNDS = 7
+_SECONDS = 0.15  # of timing one graph: enough to tell 5 %; what ships is timed by the benchmark stage
+
+
+class Judge:
+    """Scores graphs against the original model on the validation split, and against the float file on a few samples.
+
+    Args:
+        model: The float file.
+        probe: Batches of calibration samples.
+        context: With data; the original model where there is one, else the float file is what a drop is against.
+    """
+
+    def __init__(self, model: OnnxModel, probe: list[Feed], context: Context) -> None:
+        assert context.data is not None
+        self._model = model
+        self._probe = probe
+        self._split: Split = context.data.validation
+        self._trial = context.directory / ".trial.onnx"
+        self._reference: Outputs = outputs_of(context.original or model, self._split, device=context.device)
+        self._baseline: Score = score(self._reference, self._reference)
+        self._outputs = [outputs[0] for outputs in run(model.path.read_bytes(), probe)]
+
+    def sqnr_db(self, proto: onnx.ModelProto) -> float:
+        """Signal to quantization noise of the first output, over the probe."""
+        ours = [outputs[0] for outputs in run(serialize(proto), self._probe)]
+        return sqnr_db(np.concatenate(self._outputs), np.concatenate(ours))
+
+    def drop(self, data: bytes) -> float:
+        """What a graph loses on validation, as a fraction: of accuracy, or of fidelity where there are no labels."""
+        onnx_model = OnnxModel(self._written(data), self._model.inputs, self._model.opset, self._model.task)
+        try:
+            outputs = outputs_of(onnx_model, self._split)
+        finally:
+            self._trial.unlink()
+        return drop(score(outputs, self._reference), self._baseline)
+
+    def p50_ms(self, data: bytes) -> tuple[float, float]:
+        """Median latency of one sample, of a graph and of the float file, timed in turns at one thread."""
+        feed = {name: array[:1] for name, array in self._probe[0].items()}
+        sessions = [open_session(self._written(data), "cpu", 1), open_session(self._model.path, "cpu", 1)]
+        self._trial.unlink()
+        calls = [lambda session=session: session.run(None, feed) for session in sessions]
+        taken = interleave(calls, seconds=_SECONDS, min_samples=_ROUNDS, rounds=_ROUNDS, seed=0)
+        ours, theirs = (float(np.median(samples.samples_ms)) for samples in taken)
+        return ours, theirs
+
+    def _written(self, data: bytes) -> Path:
+        write_atomically(self._trial, data)
+        return self._trial

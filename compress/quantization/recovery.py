@@ -1,0 +1,98 @@
+"""What is done where a candidate loses more than it may: learned rounding, then layers back to float, worst first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import onnx
+
+from compress.quantization.fallback import return_to_float
+from compress.quantization.graph import array, constants, copy_of, layers, replace_constants
+from compress.quantization.rounding import RoundingConfig, learn_rounding
+from compress.quantization.sensitivity import layer_sensitivity
+from compress.quantization.source import finish
+from compress.quantization.workbench import Make, Workbench
+
+
+def recover(bench: Workbench, name: str, proto: onnx.ModelProto, make: Make) -> None:
+    """Add the files that win back the accuracy of a candidate, where it is over the budget.
+
+    Args:
+        bench: Has a judge.
+        name: Of the candidate, whose file is on the bench.
+        proto: The float graph that the candidate was made from.
+        make: Makes its graph.
+    """
+    assert bench.judge is not None
+    config, budget = bench.config, bench.context.max_drop
+    quantized = bench.build(name, make)
+    lost = bench.judge.drop(finish(bench.source, quantized, name, config))
+    bench.files[name]["validation_drop"] = lost
+    learned = quantized
+    if config.rounding == "learned" or (config.rounding == "auto" and lost > budget):
+        learned, lost = _learned(bench, name, proto, quantized)
+    if config.fallback != "no" and lost > budget:
+        _mixed(bench, name, proto, make, learned)
+
+
+def _learned(
+    bench: Workbench, name: str, proto: onnx.ModelProto, quantized: onnx.ModelProto
+) -> tuple[onnx.ModelProto, float]:
+    """The graph with learned rounding, as a file, and its drop."""
+    assert bench.judge is not None
+    rounding = RoundingConfig(steps=bench.config.rounding_steps)
+    learned, figures = learn_rounding(
+        proto, quantized, bench.probe, rounding, seed=bench.context.seed, progress=bench.context.progress
+    )
+    lost = bench.judge.drop(finish(bench.source, learned, f"{name}-learned", bench.config))
+    bench.add(f"{name}-learned", learned, validation_drop=lost)
+    bench.figures["rounding"] = {layer: asdict(figure) for layer, figure in figures.items()}
+    return learned, lost
+
+
+def _mixed(bench: Workbench, name: str, proto: onnx.ModelProto, make: Make, learned: onnx.ModelProto) -> None:
+    """Return layers to float until the budget is kept; the best file, and the whole trade-off."""
+    assert bench.judge is not None
+    config, context = bench.config, bench.context
+    asked = [layer.name for layer in layers(proto) if layer.name not in config.exclude]
+    ranked = layer_sensitivity(proto, make, bench.probe, asked, progress=context.progress)
+    values = _changed(make(config.exclude), learned)
+
+    def build(float_layers: tuple[str, ...]) -> tuple[onnx.ModelProto, bytes]:
+        made = _transplanted(make((*config.exclude, *float_layers)), values)
+        return made, finish(bench.source, made, f"{name}-mixed", config)
+
+    order = [sensitivity.layer for sensitivity in ranked]
+    found = return_to_float(order, build, bench.judge, context.max_drop, context.progress)
+    bench.figures["fallback"] = {
+        "candidate": name,
+        "budget": context.max_drop,
+        "within": found.within,
+        "layers": list(found.layers),
+        "sensitivity": [asdict(sensitivity) for sensitivity in ranked],
+        "steps": [asdict(step) for step in sorted(found.steps, key=lambda step: step.layers_in_float)],
+    }
+    if found.layers:
+        bench.add(f"{name}-mixed", found.proto, validation_drop=found.drop, layers_in_float=len(found.layers))
+    if not found.within:
+        bench.note(
+            f"{name}: no number of layers in float brings the drop on validation to {context.max_drop:.4f}; "
+            f"the smallest is {found.drop:.4f}, with {len(found.layers)} of {len(order)} layers in float"
+        )
+
+
+def _changed(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    old = constants(before)
+    return {name: tensor for name, tensor in constants(after).items() if name in old and tensor != old[name]}
+
+
+def _transplanted(proto: onnx.ModelProto, values: dict[str, onnx.TensorProto]) -> onnx.ModelProto:
+    """A graph with what was learned for the layers that are still quantized in it."""
+    made, known = copy_of(proto), constants(proto)
+    fitting = {
+        name: array(tensor)
+        for name, tensor in values.items()
+        if name in known and (tensor.data_type, tensor.dims) == (known[name].data_type, known[name].dims)
+    }
+    replace_constants(made, fitting)
+    return made
