@@ -101,7 +101,7 @@ def _click_options() -> list[Any]:
     @data_options()
     def command() -> None: ...
 
-    return list(command.__click_params__)  # type: ignore[attr-defined]
+    return list(command.__click_params__)
 
 
 def test_all_quantizers_are_given_the_calibration_split_in_its_order(tmp_path: Path) -> None:

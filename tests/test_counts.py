@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import ModelError
-from compress.models.counts import count, count_weights
+from compress.models.counts import count, count_weights, weight_zeros
 from compress.models.onnx_file import graph_inputs, read
 from compress.values import InputSpec
 
@@ -194,3 +194,31 @@ def test_int4_weights_that_cast_and_mul_restore_are_weights_and_their_scales_are
     path.write_bytes(proto.SerializeToString())
     counts = count(path)
     assert (counts.parameters, counts.nonzero, counts.macs) == (12, 2, 12)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_numbers_of_a_codebook_count_as_the_weights_they_stand_for(packed: bool, tmp_path: Path) -> None:
+    numbers = np.array([[0, 1, 2], [1, 1, 0]], np.uint8)  # of the values 0.5, 0, -2
+    flat = numbers.ravel()
+    stored = (flat[0::2] | flat[1::2] << 4).reshape(-1, 1) if packed else numbers
+    nodes = [helper.make_node("Cast", ["w"], ["cast"], to=TensorProto.INT32)]
+    if packed:
+        nodes += [helper.make_node("Div", ["cast", "shifts"], ["d"]), helper.make_node("Mod", ["d", "sixteen"], ["m"])]
+    nodes += [
+        helper.make_node("Gather", ["codebook", "m" if packed else "cast"], ["flat" if packed else "weight"]),
+        *([helper.make_node("Reshape", ["flat", "shape"], ["weight"])] if packed else []),
+        helper.make_node("Mul", ["weight", "scale"], ["scaled"]),
+        helper.make_node("Gemm", ["x", "scaled"], ["y"], transB=1),
+    ]
+    constants = {
+        "w": stored,
+        "codebook": np.float32([0.5, 0, -2]),
+        "scale": np.float32([[2], [3]]),
+        "shifts": np.int32([[1, 16]]),
+        "sixteen": np.int32([16]),
+        "shape": np.int64([2, 3]),
+    }
+    path = _save(tmp_path / "m.onnx", nodes, constants, (3,))
+    assert count_weights(path) == {"w": (6, 3)}
+    assert np.array_equal(weight_zeros(path)["w"], numbers == 1)
+    assert count(path).macs == 6

@@ -215,6 +215,11 @@ def test_a_graph_without_large_weights_is_refused() -> None:
         quantize_blocks(proto, BlockConfig())
 
 
+def test_a_block_of_another_length_is_refused() -> None:
+    with pytest.raises(RecipeError, match="block=24: allowed are 0"):
+        BlockConfig(block=24)
+
+
 def test_kernels_need_a_block() -> None:
     with pytest.raises(RecipeError, match="blocks of 16, 32, 64 or 128"):
         BlockConfig(kernel=True)

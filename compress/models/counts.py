@@ -112,6 +112,8 @@ def _nonzero(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     graph = _Graph(proto)
     shared = _shared_weights(graph)
     for name, tensor in graph.constants.items():
+        if any(_looked_up(graph, node) for node, index in graph.users(name) if index == 0):
+            continue  # a codebook: its values are counted where they are looked up
         zero_point = _zero_point(graph, name, tensor) if name not in shared else None
         if name in shared:
             yield name, shared[name] != 0
@@ -147,6 +149,26 @@ class _Graph:
             return np.zeros((), np.int64)
         tensor = self.constants.get(node.input[index])
         return np.zeros((), np.int64) if tensor is None else onnx.numpy_helper.to_array(tensor)
+
+
+def _unpacked(graph: _Graph, node: onnx.NodeProto, packed: Array) -> Array:
+    """The weight (N, K) of a MatMulNBits, less its zero point; stored (N, blocks, bytes), low bits first."""
+    settings = {attribute.name: attribute.i for attribute in node.attribute}
+    bits, length = settings.get("bits", 4), settings["K"]
+
+    def numbers(data: Array) -> Array:
+        if data.dtype != np.uint8:  # zero points may be floats, one a number
+            return data
+        parts = [(data >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
+        return np.stack(parts, axis=-1).reshape(len(data), -1).astype(np.int16)
+
+    blocks = numbers(packed.reshape(len(packed), -1))  # (N, blocks * block_size)
+    if len(node.input) > 3 and node.input[3]:
+        zero_points = numbers(graph.array(node, 3).reshape(len(packed), -1))[:, : packed.shape[1]]
+        blocks = blocks - np.repeat(zero_points, settings["block_size"], axis=1)
+    else:
+        blocks = blocks - 2 ** (bits - 1)
+    return np.asarray(blocks[:, :length])
 
 
 def _shared_weights(graph: _Graph) -> dict[str, Array]:
@@ -199,8 +221,6 @@ def _zero_point(graph: _Graph, name: str, tensor: onnx.TensorProto) -> Array | N
 
 def _is_float_weight(graph: _Graph, users: list[tuple[onnx.NodeProto, int]], tensor: onnx.TensorProto) -> bool:
     if any((node.op_type, index) in _SCALES or _restores(graph, node, index) for node, index in users):
-        return False
-    if any(_looked_up(graph, node) for node, _ in users):  # a codebook
         return False
     # A single number is a constant of the formula (the 0.5 of GELU) unless a weighted operator takes it.
     return prod(tensor.dims) > 1 or (len(tensor.dims) > 0 and any(node.op_type in _WEIGHT_INPUT for node, _ in users))

@@ -25,6 +25,7 @@ Floats = NDArray[np.float32]
 Int8s = NDArray[np.int8]
 
 _OPSET = 21  # the first whose Cast takes INT4; onnxruntime 1.18 runs it
+_BLOCKS = (16, 32, 64, 128)
 _SMALLEST = 128  # elements: below, the nodes and the scales cost more bytes than the weights save
 _FRACTIONS = np.linspace(0.3, 1.0, 36)  # of the range that covers every weight: few levels want clipping
 _WEIGHT_INPUTS = {
@@ -38,11 +39,13 @@ class BlockConfig:
     """How few bits a weight gets, and which weights share a scale."""
 
     bits: Literal[2, 3, 4] = 4  # 3, 7 or 15 levels around 0; fewer bits are stored in 4, and show in the zip alone
-    block: Literal[0, 16, 32, 64, 128] = 0  # weights of an output channel that share a scale; 0: all of it
+    block: int = 0  # weights of an output channel that share a scale: 16, 32, 64 or 128; 0: all of it
     kernel: bool = False  # MatMul and Gemm compute from 4 bits (MatMulNBits), with less memory; else from float32
     accuracy_level: Literal[0, 1, 2, 3, 4] = 0  # of MatMulNBits: 0 or 1 computes in float32, 4 in int8
 
     def __post_init__(self) -> None:
+        if self.block not in (0, *_BLOCKS):
+            raise RecipeError(f"block={self.block}: allowed are 0 (a scale a channel), {', '.join(map(str, _BLOCKS))}.")
         if self.kernel and not self.block:
             raise RecipeError("kernel=True with block=0: MatMulNBits takes blocks of 16, 32, 64 or 128 weights.")
 

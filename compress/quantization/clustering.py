@@ -19,14 +19,14 @@ _ROUNDS = 100  # of Lloyd's algorithm after it, at most
 class Codebook:
     """A weight tensor as numbers of values."""
 
-    values: Floats  # (K,)
+    values: Floats | NDArray[np.int8]  # (K,)
     indices: NDArray[np.uint8]  # the weight's shape
     scale: Floats | None = None  # of the output channels, broadcastable to the weight; None: 1
 
     @property
-    def weight(self) -> Floats:
+    def weight(self) -> Floats | NDArray[np.int8]:
         found = self.values[self.indices]
-        return found if self.scale is None else found * self.scale
+        return found if self.scale is None else np.asarray(found * self.scale, np.float32)
 
 
 def cluster(weight: Floats, values: int, axis: int | None = None) -> Codebook:

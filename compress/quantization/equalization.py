@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from compress.errors import QuantizationError
 from compress.models.onnx_file import Array
 from compress.quantization.graph import Layer, array, attribute, constants, copy_of, layers, replace_constants
 
@@ -68,10 +69,11 @@ class _Place:
 def equalize(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Pair, ...]]:
     """Divide each output channel of a layer, and multiply the same input channel of the next, until ranges agree.
 
-    A channel with the largest weights r1 in the first layer and r2 in the second gets sqrt(r1 * r2) in both. Chains
-    are swept until they settle. Float outputs are the same but for rounding (measured: 1e-6 of the largest), and zeros
-    stay zero. Scales that are powers of two would change no bit of them, but gave away half of the gain: int8 outputs
-    of a small CNN had 39.8 dB without equalization, 40.9 with powers of two, 42.0 with these.
+    A channel with the largest weights r1 in the first layer and r2 in the second gets sqrt(r1 * r2) in both, but for a
+    factor that all channels share. Chains are swept until they settle. Float outputs are the same but for rounding
+    (measured: 6e-7 of the largest), and zeros stay zero. Scales that are powers of two would change no bit of them, but
+    give away half of the gain or more: int8 outputs of a small CNN (1,000 images) had 40.1 dB without equalization,
+    41.2 with powers of two, 42.2 with these; of a VGG-16 32.4, 32.6 and 33.4.
 
     A Clip, Gelu or HardSwish between the two layers, a second use of the value, or a shared weight keeps them as they
     are.
@@ -82,18 +84,50 @@ def equalize(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Pair, ...]]
     Returns:
         The new graph, and the pairs that were equalized in the order in which they run.
     """
-    made = copy_of(proto)
     found = tuple(_links(proto))
-    known = constants(proto)
-    names = {name for link in found for name in _names(link)}
-    weights = {name: array(known[name]) for name in sorted(names)}
+    scales = _scales(found, _weights(proto, found))
     pairs = []
-    for link, scale in zip(found, _scales(found, weights), strict=True):
-        _scale(weights, link, scale)
+    for link, scale in zip(found, scales, strict=True):
         largest = float(np.maximum(scale, 1 / scale).max())
         pairs.append(Pair(link.first.name, link.second.name, link.channels, largest))
+    return _scaled(proto, found, scales), tuple(pairs)
+
+
+def rescale(proto: onnx.ModelProto, scales: Mapping[str, Sequence[float] | Scale]) -> onnx.ModelProto:
+    """Divide the output channels of layers, and multiply the same input channels of the next: the same function.
+
+    Args:
+        proto: A float graph whose nodes have names of their own. Not changed.
+        scales: Name of the first layer of a pair that `equalize` finds -> its channels' scales, all above 0.
+
+    Raises:
+        QuantizationError: a layer is not the first of a pair, or has another number of channels.
+    """
+    found = {link.first.name: link for link in _links(proto)}
+    wrong = [name for name, scale in scales.items() if name not in found or found[name].channels != len(scale)]
+    if wrong:
+        known = ", ".join(f"{name} ({link.channels})" for name, link in found.items())
+        raise QuantizationError(
+            f"scales of {', '.join(f'{n} ({len(scales[n])})' for n in wrong)} fit no pair of layers. "
+            f"Pairs start at (channels): {known or 'none'}."
+        )
+    links = [found[name] for name in scales]
+    return _scaled(proto, links, [np.asarray(scale, dtype=np.float64) for scale in scales.values()])
+
+
+def _scaled(proto: onnx.ModelProto, found: Sequence[_Link], scales: Sequence[Scale]) -> onnx.ModelProto:
+    made = copy_of(proto)
+    weights = _weights(proto, found)
+    for link, scale in zip(found, scales, strict=True):
+        _scale(weights, link, scale)
     replace_constants(made, weights)
-    return made, tuple(pairs)
+    return made
+
+
+def _weights(proto: onnx.ModelProto, found: Sequence[_Link]) -> dict[str, Array]:
+    """Copies of all that the scales of the links change, by name."""
+    known = constants(proto)
+    return {name: array(known[name]) for link in found for name in _names(link)}
 
 
 def _scales(found: Sequence[_Link], weights: Mapping[str, Array]) -> list[Scale]:

@@ -88,7 +88,7 @@ def replace_constants(proto: onnx.ModelProto, values: dict[str, Array]) -> None:
     """Give initializers, found by their names, other values, in place."""
     for tensor in proto.graph.initializer:
         if tensor.name in values:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[tensor.name]), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(values[tensor.name], order="C"), tensor.name))
 
 
 def inner_values(

@@ -38,11 +38,12 @@ class QuantizeConfig:
     float16: Choice = "auto"  # a float16 file for GPUs; auto: where onnxruntime has a CUDA provider
     compact: Choice = "auto"  # shared and 4-bit weights, rounding for the zip; auto: with --objective size
     shared_values: tuple[int, ...] = (16, 32, 64)  # of one weight tensor; the fewest that keep the budget; 2 to 256
+    shared_steps: int = 300  # of the optimizer, to fine-tune shared values; 0: as k-means found them
     exclude: tuple[str, ...] = ()  # names of nodes of the float graph that stay float
     short_names: bool = True  # inner values get short names, for a smaller zip
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "calibration_samples": 0, "rounding_steps": 1}
+        least = {"batch_size": 1, "calibration_samples": 0, "rounding_steps": 1, "shared_steps": 0}
         problems = [
             f"quantize.{name}={getattr(self, name)}: allowed are whole numbers from {low}"
             for name, low in least.items()

@@ -44,13 +44,19 @@ _WORTHWHILE_DB = 0.2
 
 @dataclass(frozen=True)
 class RoundingConfig:
-    """How rounding is learned, for each layer."""
+    """How rounding is learned, for each layer.
 
-    steps: int = 500  # of Adam, 1 or more
+    The paper's loss depends on the scale of a model's values; here it is the squared error over that of rounding to
+    nearest, times the number of weights. Its defaults are from the CNN of the fine-grained pruning example at 4 bits,
+    after 300 steps: 26.3, 28.0 and 29.6 dB in its second layer with this regularizer at rates .01, .03 and .1, 25 dB
+    with a tenth of it, 24 dB with the paper's own loss and rate.
+    """
+
+    steps: int = 400  # of Adam, 1 or more
     batch_size: int = 128  # output positions (pixels, tokens, samples) in a step, 1 or more
     rows: int = 8192  # output positions held, drawn evenly from all samples, 1 or more
-    learning_rate: float = 0.01  # above 0
-    regularizer: float = 0.01  # weight of the term that pushes each weight up or down, above 0
+    learning_rate: float = 0.05  # above 0
+    regularizer: float = 10.0  # of the term that pushes each weight up or down, in units of its share of the error
     warm_up: float = 0.2  # fraction of the steps without that term, below 1
 
     def __post_init__(self) -> None:

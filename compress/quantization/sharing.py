@@ -168,15 +168,15 @@ def _packed(book: Codebook) -> NDArray[np.uint8] | None:
     return packed.reshape(-1, 1).astype(np.uint8) if saved > _NODES else None
 
 
-def share_quantized(proto: onnx.ModelProto, values: int) -> onnx.ModelProto:
+def share_quantized(proto: onnx.ModelProto, values: int) -> Shared:
     """Leave each large int8 weight of a QDQ graph at most ``values`` distinct values: int8 kernels and a small zip.
 
-    The error is weighed by the scales of the channels. Zeros, where the zero point is 0, stay zeros.
+    The error is weighed by the scales of the channels. Zeros, where the zero point is 0, stay zeros. To be stored by
+    `store`, as float weights are: ONNX Runtime folds the nodes before it fuses the int8 kernels.
     """
-    made = copy_of(proto)
-    tensors = constants(made)
-    replaced: dict[str, Array] = {}
-    for node in made.graph.node:
+    tensors = constants(proto)
+    codebooks = {}
+    for node in proto.graph.node:
         weight = tensors.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if weight is None or weight.data_type != TensorProto.INT8 or math.prod(weight.dims) < _SMALLEST:
             continue
@@ -186,9 +186,8 @@ def share_quantized(proto: onnx.ModelProto, values: int) -> onnx.ModelProto:
         shape = [-1 if i == axis else 1 for i in range(integers.ndim)] if scale.size > 1 else [1] * integers.ndim
         importance = np.broadcast_to(np.square(scale).reshape(shape), integers.shape)
         levels = np.unique(np.rint(levels_of(integers, importance, values)))
-        replaced[weight.name] = levels.astype(np.int8)[nearest_of(integers, levels)]
-    replace_constants(made, replaced)
-    return made
+        codebooks[weight.name] = Codebook(levels.astype(np.int8), nearest_of(integers, levels).astype(np.uint8))
+    return Shared(_dense(proto, codebooks), codebooks, {"layers": len(codebooks)})
 
 
 def _weights(proto: onnx.ModelProto, exclude: tuple[str, ...]) -> dict[str, int]:

@@ -9,7 +9,7 @@ import onnx
 
 from compress.data.examples import EXAMPLES, examples
 from compress.errors import QuantizationError
-from compress.models.onnx_file import Array, first_line, opset, read, run, serialize, strip
+from compress.models.onnx_file import Array, first_line, read, run, serialize, strip
 from compress.quantization.check import Batches, batches, check_runs, check_zeros
 from compress.quantization.compact import compact
 from compress.quantization.graph import copy_of, layers, name_nodes

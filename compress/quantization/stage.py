@@ -15,7 +15,7 @@ from compress.quantization.integer import is_quantized, quantize_dynamic_range
 from compress.quantization.isa import target
 from compress.quantization.options import QuantizeConfig
 from compress.quantization.recovery import recover
-#from compress.quantization.small import add_small_files
+from compress.quantization.small import add_small_files
 from compress.quantization.source import open_source
 from compress.quantization.static import build, corrected, prepare
 from compress.quantization.weights import quantize_remaining_weights, quantize_weights
@@ -50,7 +50,7 @@ def quantize(model: OnnxModel, config: QuantizeConfig, context: Context) -> tupl
     if config.float16 == "yes" or (config.float16 == "auto" and has_cuda()):
         bench.attempt(("float16",), lambda: bench.add("float16", to_float16(source.proto)))
     if config.compact == "yes" or (config.compact == "auto" and context.objective == "size"):
-        pass #        add_small_files(bench)
+        add_small_files(bench)
     context.progress("quantize", 1, 1)
     seconds = time.perf_counter() - started
     skipped = None if bench.variants or bench.notes[:-1] else _NO_DATA
@@ -89,11 +89,13 @@ def _add_each(bench: Workbench, plan: tuple[Candidate, ...], make: MakeCandidate
     for done, candidate in enumerate(plan):
         bench.context.progress("quantize", done, len(plan), candidate.name)
 
-        def add(candidate: Candidate = candidate) -> None:
-            bench.add(candidate.name, bench.build(candidate.name, partial(make, candidate)))
+        def add(candidate: Candidate = candidate) -> onnx.ModelProto:
+            made = bench.build(candidate.name, partial(make, candidate))
+            bench.add(candidate.name, made)
+            return made
 
         if done == 0:
-            add()
+            bench.bases[candidate.name] = add()
         else:
             bench.attempt((candidate.name,), add)
 

@@ -13,6 +13,7 @@ from compress.files import write_atomically
 from compress.models.onnx_file import opset
 from compress.quantization.calibration import Feeds
 from compress.quantization.cpu import saturating_layers
+from compress.quantization.graph import Layer, layers
 from compress.quantization.isa import portability, target
 from compress.quantization.judge import Judge
 from compress.quantization.kernels import int8_share
@@ -48,6 +49,7 @@ class Workbench:
         self.files: dict[str, dict[str, Any]] = {}  # a variant's name -> its figures
         self.figures: dict[str, Any] = {}  # of the stage
         self.notes: list[str] = []
+        self.bases: dict[str, onnx.ModelProto] = {}  # the plainest graph of each form, by its variant's name
 
     def build(self, name: str, make: Make) -> onnx.ModelProto:
         """A graph with every layer quantized but those that are excluded, or that fail even alone: told in a note."""
@@ -78,7 +80,7 @@ class Workbench:
             **figures,
         }
 
-    def attempt(self, names: Sequence[str], step: Callable[[], None]) -> None:
+    def attempt(self, names: Sequence[str], step: Callable[[], object]) -> None:
         """Run one step; with method "auto" what it cannot make is a note, and no error."""
         try:
             step()
@@ -90,6 +92,10 @@ class Workbench:
     def note(self, text: str) -> None:
         logger.warning("%s", text)
         self.notes.append(text)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return layers(self.source.proto)
 
     def all_figures(self) -> Mapping[str, Any]:
         return {"files": self.files, **self.figures}

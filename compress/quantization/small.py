@@ -1,0 +1,103 @@
+"""Files for ``--objective size``: fewer zipped bytes than int8 takes, within the accuracy budget."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+
+import onnx
+
+from compress.errors import QuantizationError
+from compress.quantization.blocks import BlockConfig, narrow, quantize_blocks
+from compress.quantization.entropy import SizeFigures, input_energy, round_for_size, strongest
+from compress.quantization.rounding import learn_rounding
+from compress.quantization.sharing import SharingConfig, share_weights, store
+from compress.quantization.source import finish
+from compress.quantization.workbench import Workbench
+
+# Of the budget: a strength that was searched for on validation looks better there than on other samples.
+_SHARE_OF_BUDGET = 0.75
+
+
+def add_small_files(bench: Workbench) -> None:
+    """Add what is smaller than int8 and loses no more than the budget; what loses more is a note."""
+    if bench.judge is None:
+        bench.note("shared, 4-bit and rounded weights were skipped: their accuracy needs data; give --data")
+        return
+    for name, proto in bench.bases.items():
+        bench.attempt((f"{name}-rounded",), partial(_add_rounded, bench, name, proto))
+    bench.attempt(("int4-weights",), partial(_add_blocks, bench))
+    bench.attempt(("shared",), partial(_add_shared, bench))
+
+
+def _add_rounded(bench: Workbench, name: str, proto: onnx.ModelProto) -> None:
+    """Entropy-aware rounding of an int8 graph, as strong as the budget allows."""
+    energy = input_energy(proto, bench.probe)
+    figures: dict[float, SizeFigures] = {}
+
+    def build(strength: float) -> onnx.ModelProto:
+        made, figures[strength] = round_for_size(proto, strength, energy)
+        return narrow(made)  # of weight-only graphs; others stay as they are
+
+    found = strongest(build, partial(_within, bench, f"{name}-rounded"), progress=bench.context.progress)
+    if found is None:
+        raise QuantizationError(f"{name}-rounded: not even the weakest rounding keeps {_allowed(bench):.4f}")
+    strength, made = found
+    bench.add(f"{name}-rounded", made, strength=strength, rounding=asdict(figures[strength]))
+
+
+def _add_blocks(bench: Workbench) -> None:
+    """Four bits: folded into float at load for every net, and with kernels of their own where products are the net."""
+    config = BlockConfig()
+    plain = quantize_blocks(bench.source.proto, config, bench.config.exclude)
+    learned, _ = learn_rounding(
+        bench.source.proto, plain, bench.probe, seed=bench.context.seed, progress=bench.context.progress
+    )
+    _add_if_within(bench, config.name, learned)
+    if all(layer.operator in ("Gemm", "MatMul") for layer in bench.layers):
+        kernel = BlockConfig(block=32, kernel=True)
+        _add_if_within(bench, kernel.name, quantize_blocks(bench.source.proto, kernel, bench.config.exclude))
+
+
+def _add_shared(bench: Workbench) -> None:
+    """Few values a weight tensor, learned: the fewest that keep the budget."""
+    data = bench.context.data
+    assert data is not None
+    lost: list[str] = []
+    for values in sorted(bench.config.shared_values):
+        config = SharingConfig(values=values, steps=bench.config.shared_steps, exclude=bench.config.exclude)
+        shared = share_weights(
+            bench.source.proto,
+            config,
+            data.train,
+            data.calibration,
+            seed=bench.context.seed,
+            device=bench.context.device,
+            progress=bench.context.progress,
+        )
+        drop = _drop(bench, f"shared-{values}", store(shared))
+        if drop <= _allowed(bench):
+            bench.add(f"shared-{values}", store(shared), validation_drop=drop, **shared.figures)
+            return
+        lost.append(f"{drop:.4f} with {values}")
+    raise QuantizationError(f"shared: too much is lost, {', '.join(lost)} values; {_allowed(bench):.4f} is allowed")
+
+
+def _add_if_within(bench: Workbench, name: str, proto: onnx.ModelProto) -> None:
+    drop = _drop(bench, name, proto)
+    if drop > _allowed(bench):
+        raise QuantizationError(f"{name}: loses {drop:.4f} on validation, {_allowed(bench):.4f} is allowed")
+    bench.add(name, proto, validation_drop=drop)
+
+
+def _within(bench: Workbench, name: str, proto: onnx.ModelProto) -> bool:
+    return _drop(bench, name, proto) <= _allowed(bench)
+
+
+def _drop(bench: Workbench, name: str, proto: onnx.ModelProto) -> float:
+    assert bench.judge is not None
+    return bench.judge.drop(finish(bench.source, proto, name, bench.config))
+
+
+def _allowed(bench: Workbench) -> float:
+    return bench.context.max_drop * _SHARE_OF_BUDGET
