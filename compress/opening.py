@@ -126,7 +126,7 @@ def _read_data(recipe: Recipe, source: models.Source, progress: Progress) -> Dat
         return None
     progress("reading the data", 0, 0)
     options = recipe.preprocess
-    if options.channels is None and source.module is not None and not recipe.data.startswith(("csv:", "python:")):
+    if options.channels is None and not recipe.data.startswith(("csv:", "python:")):
         options = replace(options, channels=_image_channels(source))
     return load_data(recipe.data, options, beside=None if recipe.model is None else recipe.model.parent)
 
@@ -160,8 +160,11 @@ def _fitting(
 
 def _image_channels(source: models.Source) -> int | None:
     """The channels that images must have for this model, where it takes grey or colour images."""
-    assert source.module is not None
-    wanted = models.wanted_channels(source.module)
+    wanted: int | None = None
+    if source.module is not None:
+        wanted = models.wanted_channels(source.module)
+    elif len(source.inputs) == 1 and len(source.inputs[0].shape) == 3:  # an ONNX file: (C, H, W)
+        wanted = source.inputs[0].shape[0]
     return wanted if wanted in (1, 3) else None
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from compress.files import write_atomically
-from compress.measurement import members, write_zip
+from compress.measurement import SHIPPED_NAME, Measurement, members, zip_to_bytes
 from compress.measurement.environment import environment
+from compress.models.onnx_file import stamp
+from compress.onnx_export import to_ort
 from compress.opening import Opened
 from compress.recipe import Recipe
 from compress.reporting import Report, build_report, render_html, render_markdown, weight_pictures
 from compress.values import StageRecord, State
-from compress.workspace import Workspace, to_json
+from compress.workspace import Workspace, fingerprint, to_json
+
+_SHORT = 16  # hexadecimal digits that tell recipes and calibrations apart; each byte counts in a small file
 
 
 def ship(
@@ -41,8 +48,9 @@ def ship(
         root=workspace.root,
         notes=opened.notes,
     )
-    shipped = report.shipped.variant.onnx.path
-    write_shipped(shipped, workspace.root)
+    told = origin(opened.source.sha256, report.shipped, records)
+    zipped = write_shipped(report.shipped.variant.onnx.path, workspace.root, told, ort=recipe.export.ort)
+    report = replace(report, shipped_zip_bytes=zipped)
     for name, content in (opened.data.files if opened.data is not None else {}).items():
         workspace.write(name, content)
     plain = report.to_dict()
@@ -57,8 +65,38 @@ def ship(
     return report
 
 
-def write_shipped(path: Path, directory: Path) -> None:
-    """Write a file as model.onnx, with its external data, and its zip."""
+def origin(source_sha256: str, shipped: Measurement, records: Sequence[StageRecord]) -> dict[str, Any]:
+    """Where a file comes from, as its metadata tells: see `compress.models.onnx_file.provenance`."""
+    facts = environment(0)
+    calibration = next((r.figures["calibration"] for r in records if "calibration" in r.figures), None)
+    accuracy = shipped.test.accuracy
+    return {
+        "source": source_sha256,
+        "variant": shipped.variant.name,
+        "recipe": fingerprint(stages=[[record.stage, record.config] for record in records])[:_SHORT],
+        "versions": {name: facts[name] for name in ("compress", "torch", "onnx", "onnxruntime")},
+        **({} if accuracy is None else {"accuracy": round(accuracy.value, 6), "samples": accuracy.n}),
+        **({} if calibration is None else {"calibration": calibration["sha256"][:_SHORT]}),
+    }
+
+
+def write_shipped(path: Path, directory: Path, facts: Mapping[str, Any], ort: bool = False) -> int:
+    """Write a file as model.onnx, with its external data and what ``facts`` tell of it, and its zip.
+
+    Args:
+        path: The variant that ships.
+        directory: Where the files go.
+        facts: Of `origin`.
+        ort: Write model.ort too, onnxruntime's own format.
+
+    Returns:
+        Bytes of the zip.
+    """
+    target = directory / SHIPPED_NAME
     for name, file in members(path).items():
-        write_atomically(directory / name, file.read_bytes())
-    write_zip(path, directory / "model.onnx.zip")
+        write_atomically(directory / name, stamp(path, facts) if name == SHIPPED_NAME else file.read_bytes())
+    zipped = zip_to_bytes(members(target))
+    write_atomically(directory / f"{SHIPPED_NAME}.zip", zipped)
+    if ort:
+        to_ort(target, target.with_suffix(".ort"))
+    return len(zipped)

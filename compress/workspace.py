@@ -23,7 +23,18 @@ logger = logging.getLogger(__name__)
 RECORD = "record.json"
 MANIFEST = "manifest.json"
 # What a run writes at the top of its directory, and so all that --overwrite may delete.
-OWN = ("report.json", "report.md", "report.html", "model.onnx", "model.onnx.zip", MANIFEST, "stages", "plots", "cache")
+OWN = (
+    "report.json",
+    "report.md",
+    "report.html",
+    "model.onnx",
+    "model.onnx.zip",
+    "model.ort",
+    MANIFEST,
+    "stages",
+    "plots",
+    "cache",
+)
 
 
 def to_json(value: object) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import benchmarks.train
 from benchmarks import quantization
@@ -19,6 +20,7 @@ from benchmarks.peers import quantizers
 from benchmarks.peers.calibration import feeds
 from benchmarks.peers.environments import interpreter
 from benchmarks.peers.measured import FLOAT, Row, TestSet, markdown, measure, readable
+from benchmarks.peers.pooling import relu_first
 from benchmarks.peers.quantizers import OURS, PEERS, Made, Quantizer, made_before, make_peer, peers_of, run
 from benchmarks.quantization import LABELS, MODELS, data_flags, data_of, identity, make_all, write_inputs
 from compress.cli.options import data_options
@@ -143,6 +145,25 @@ def test_dynamic_quantization_is_tried_where_its_documentation_recommends_it() -
     assert {"ort-dynamic", "inc-dynamic", "onc-dynamic"} <= {peer.name for peer in peers_of("lstm")}
 
 
+def test_a_relu_moves_before_its_pooling_and_no_output_changes() -> None:
+    images = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2, 4, 4]) for name in ("x", "y")]
+    graph = helper.make_graph(
+        [
+            helper.make_node("MaxPool", ["x"], ["pooled"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["pooled"], ["y"]),
+        ],
+        "pooling",
+        images[:1],
+        images[1:],
+    )
+    before = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    x = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float32)
+    expected = ReferenceEvaluator(before).run(None, {"x": x})[0]
+    after = relu_first(before)
+    assert [node.op_type for node in after.graph.node] == ["Relu", "MaxPool"]
+    assert np.array_equal(ReferenceEvaluator(after).run(None, {"x": x})[0], expected)
+
+
 @pytest.mark.slow  # it starts a Python that imports onnxruntime's quantizer
 def test_quantize_static_runs_in_a_process_of_its_own(model: Path, calibration: Path, tmp_path: Path) -> None:
     peer = next(peer for peer in PEERS if peer.name == "ort-static-u8s8")
@@ -169,6 +190,17 @@ def test_a_quantizer_that_fails_says_why_in_its_row(code: str, status: str, tmp_
     rows = measure(model, [made], {}, samples(), seconds=0.01)
     assert [row.made.name for row in rows] == [FLOAT, "peer"]
     assert status in markdown("linear", rows)
+
+
+def test_our_run_that_ships_the_float_file_is_measured_all_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / OURS
+    code = f"from pathlib import Path; p = Path({str(folder / 'q')!r}); p.mkdir(); (p / 'model.onnx').write_text('');"
+    command = [sys.executable, "-c", code + "import sys; sys.exit(3)"]
+    assert run(command, Made(OURS, "", "source"), folder, "q/model.onnx").status == "ended with status 3"
+    (folder / "q" / "model.onnx").unlink()
+    (folder / "q").rmdir()
+    made = run(command, Made(OURS, "", "source", versions={"onnx": "1"}), folder, "q/model.onnx", fine=(0, 3))
+    assert (made.status, made.file, made.versions) == ("ok", "q/model.onnx", {"onnx": "1"})
 
 
 def test_an_environment_that_cannot_be_made_is_a_status(

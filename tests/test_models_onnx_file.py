@@ -103,6 +103,12 @@ def test_a_free_axis_whose_size_nobody_tells_is_refused() -> None:
         graph_inputs(_model(("batch", "width")))
 
 
+def test_a_size_that_the_data_will_tell_is_zero_until_then() -> None:
+    proto = _model(("batch", 3, "width"))
+    assert graph_inputs(proto, strict=False) == (InputSpec("x", (3, 0), free=(1,)),)
+    assert graph_inputs(proto, (InputSpec("images", (3, 28)),)) == (InputSpec("x", (3, 28), free=(1,)),)
+
+
 def test_a_lean_run_gives_the_same_results(path: Path) -> None:
     x = {"x": np.float32([[1, 2, 3], [4, 5, 6]])}
     np.testing.assert_array_equal(next(run(path, [x], lean=True)), next(run(path.read_bytes(), [x])))

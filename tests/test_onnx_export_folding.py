@@ -11,7 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.models.onnx_file import Array, run, serialize
-from compress.onnx_export.folding import batch_norms_left, fold_batch_norms, fold_transposes, foldable_nodes
+from compress.onnx_export.folding import (
+    batch_norms_left,
+    fold_batch_norms,
+    fold_transposes,
+    foldable_nodes,
+    forward_constants,
+)
 from compress.onnx_export.weights import Traced
 
 CHANNELS = 5
@@ -154,3 +160,16 @@ def test_operators_on_constants_alone_are_found_through_each_other() -> None:
         helper.make_node("Mul", ["x", "d"], ["y"]),
     ]
     assert foldable_nodes(_graph(nodes, {"a": np.ones(2), "b": np.ones(2)}).proto) == ("Add", "Relu")
+
+
+def test_copies_of_constants_are_taken_out() -> None:
+    nodes = [
+        helper.make_node("Identity", ["a"], ["b"]),
+        helper.make_node("Mul", ["x", "a"], ["h"]),
+        helper.make_node("Add", ["h", "b"], ["y"]),
+    ]
+    traced, x = _graph(nodes, {"a": np.arange(2)}), np.float32([[3, 5]])
+    expected = _outputs(traced, x)[0]
+    forward_constants(traced.proto)
+    assert [node.op_type for node in traced.proto.graph.node] == ["Mul", "Add"]
+    np.testing.assert_array_equal(_outputs(traced, x)[0], expected)

@@ -16,7 +16,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from benchmarks.outlier_net import plain
 from compress.models.onnx_file import Array, serialize
-from compress.quantization.bias_correction import _half, _shifted, _Site, correct_bias
+from compress.quantization.bias_correction import _half, _shifted, _shrunk, _Site, correct_bias
 from compress.quantization.graph import array, constants, copy_of, replace_constants
 from compress.quiet import quiet
 
@@ -100,12 +100,12 @@ def test_a_bias_that_is_off_comes_back(layer: str, bias: str, per_channel: bool)
     assert told.shifts[layer] == pytest.approx(0.5, abs=0.1)
     scale = array(constants(quantized)[f"{bias}_quantized_scale"])
     left, ideal = (array(constants(graph)[f"{bias}_quantized"]) * scale for graph in (mended, right))
-    np.testing.assert_allclose(left, ideal, atol=0.02)  # a Clip or Relu lets each see other positions
+    np.testing.assert_allclose(left, ideal, atol=0.03)  # each sees other positions, and other noise
 
 
 def test_quantized_graphs_come_closer_to_the_float_one() -> None:
     proto, feeds = _cnn(), _feeds(3, 8, 8)
-    corrected, told = correct_bias(proto, plain(proto, feeds), feeds)
+    corrected, told = correct_bias(proto, _moved(plain(proto, feeds), "b1", 0.1), feeds)
     assert told.kept
     assert told.after_db > told.before_db
     assert set(told.shifts) == {"c1", "c2", "output"}
@@ -115,7 +115,7 @@ def test_quantized_graphs_come_closer_to_the_float_one() -> None:
 
 def test_only_biases_change_and_the_arguments_do_not() -> None:
     proto, feeds = _cnn(), _feeds(3, 8, 8)
-    quantized = plain(proto, feeds)
+    quantized = _moved(plain(proto, feeds), "b1", 0.1)
     before = serialize(proto), serialize(quantized)
     corrected, told = correct_bias(proto, quantized, feeds)
     assert told.kept
@@ -225,6 +225,14 @@ def test_the_two_halves_share_no_sample_and_lose_none(sizes: list[int], samples:
     ]
     numbers = list(range(sum(sizes)))
     assert halves == [numbers[0::2][:samples], numbers[1::2][:samples]]
+
+
+def test_a_mean_that_chance_explains_does_not_move_a_bias() -> None:
+    errors = np.random.default_rng(3).standard_normal((64, 200))
+    noise = _shrunk(np.full(200, 64.0), errors.sum(axis=0), np.square(errors).sum(axis=0))
+    clear = _shrunk(np.full(200, 64.0), (errors + 5).sum(axis=0), np.square(errors + 5).sum(axis=0))
+    assert np.square(noise).sum() < np.square(errors.mean(axis=0)).sum() / 2
+    np.testing.assert_allclose(clear, (errors + 5).mean(axis=0), rtol=0.01)
 
 
 def test_progress_ends_with_the_last_depth() -> None:

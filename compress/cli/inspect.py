@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compress.cli.console import Display, say, show_table
+from compress.cli.inspect_onnx import show_onnx
 from compress.cli.inspect_sensitivity import DEFAULTS, show_sensitivity
 from compress.cli.options import data_options, model_options, recipe_from, recipe_options
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 def inspect(model: Path, as_json: bool, sensitivity: bool, **options: Any) -> int:
     """Show the channel groups of MODEL: which layers can only lose channels together, and what cannot lose any.
 
-    The model runs on one sample of the data, or on made-up input of the sizes given with --input.
+    The model runs on one sample of the data, or on made-up input of the sizes given with --input. Of an ONNX file, its
+    operators, size and provenance are shown.
 
     With --sensitivity: the accuracy of each layer alone at each sparsity, without retraining, and the sparsity of each
     layer that all of them together can have within --drop-budget. Tables, pictures and a report go to --out.
@@ -43,6 +45,7 @@ def inspect(model: Path, as_json: bool, sensitivity: bool, **options: Any) -> in
     Examples:
       compress inspect model.pt --input 3x224x224
       compress inspect model.pt --data fashion-mnist --json
+      compress inspect compressed/model.onnx
       compress inspect model.pt --sensitivity --data digits --drop-budget 0.01 --out scan
     """
     given = {name: options.pop(name) for name in DEFAULTS}
@@ -61,6 +64,8 @@ def _show_groups(model: Path, as_json: bool, options: Mapping[str, Any]) -> int:
     recipe = recipe_from(model, options)
     with Display() as display:
         opened = open_inputs(recipe, display)
+        if opened.state.onnx is not None:
+            return show_onnx(opened.state.onnx.path, as_json)
         module = opened.needs_torch("inspect").module
         structure = analyse(module, tuple(x[:1] for x in opened.example), display)
     if as_json:

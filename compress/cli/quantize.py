@@ -73,7 +73,7 @@ def _quantize(opened: Opened, recipe: Recipe, context: Context) -> int:
     from compress.measurement import benchmark
     from compress.quantization import quantize as run_stage
     from compress.reporting import choose, quantization_section, variant_entries, variant_table
-    from compress.shipping import write_shipped
+    from compress.shipping import origin, write_shipped
     from compress.values import Variant
     from compress.workspace import to_json
 
@@ -81,8 +81,9 @@ def _quantize(opened: Opened, recipe: Recipe, context: Context) -> int:
     variants, record = run_stage(onnx, recipe.quantize, context)
     measurements, _ = benchmark((Variant("float", "export", onnx), *variants), recipe.benchmark, context)
     choice = choose(measurements, recipe.objective, recipe.max_drop)
-    shipped = next(variant for variant in (measurements[0].variant, *variants) if variant.name == choice.shipped)
-    write_shipped(shipped.onnx.path, context.directory)
+    shipped = next(measurement for measurement in measurements if measurement.variant.name == choice.shipped)
+    told = origin(opened.source.sha256, shipped, (record,))
+    write_shipped(shipped.variant.onnx.path, context.directory, told, ort=recipe.export.ort)
     entries = variant_entries(measurements, context.directory, choice)
     found = {"shipped": choice.shipped, "met": choice.met, "variants": entries, "quantize": record}
     write_atomically(context.directory / "quantize.json", to_json(found))

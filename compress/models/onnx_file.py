@@ -41,12 +41,15 @@ def read(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     return proto
 
 
-def graph_inputs(proto: onnx.ModelProto, like: Sequence[InputSpec] = ()) -> tuple[InputSpec, ...]:
+def graph_inputs(
+    proto: onnx.ModelProto, like: Sequence[InputSpec] = (), *, strict: bool = True
+) -> tuple[InputSpec, ...]:
     """The inputs of a graph, without the batch axis.
 
     Args:
         like: What the data or the user gives, an input each: the sizes of free axes. Without it they are those that
             the export wrote down, see `write_sizes`.
+        strict: Refuse an axis whose size nobody tells; else it is 0, to be found in the data later.
 
     Raises:
         ModelError: an input has no batch axis, or an axis whose size nobody tells.
@@ -54,13 +57,15 @@ def graph_inputs(proto: onnx.ModelProto, like: Sequence[InputSpec] = ()) -> tupl
     initializers = {tensor.name for tensor in proto.graph.initializer}  # listed as inputs too, before IR 4
     values = [value for value in proto.graph.input if value.name not in initializers]
     told = [spec.shape for spec in like] if len(like) == len(values) else [_usual_sizes(value) for value in values]
-    return tuple(_input_spec(value, sizes) for value, sizes in zip(values, told, strict=True))
+    return tuple(_input_spec(value, sizes, strict) for value, sizes in zip(values, told, strict=True))
 
 
-def _input_spec(value: onnx.ValueInfoProto, sizes: tuple[int, ...]) -> InputSpec:
+def _input_spec(value: onnx.ValueInfoProto, sizes: tuple[int, ...], strict: bool) -> InputSpec:
     tensor = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     free = tuple(axis for axis, dim in enumerate(dims[1:]) if dim is None)
+    if len(sizes) != len(dims) - 1 and not strict:
+        sizes = (0,) * (len(dims) - 1)
     if not dims or (free and len(sizes) != len(dims) - 1):
         shape = [dim if dim is not None else "?" for dim in dims]
         raise ModelError(

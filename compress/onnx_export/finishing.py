@@ -13,7 +13,13 @@ import torch
 
 from compress.errors import ExportError, ModelError
 from compress.models.onnx_file import first_line, graph_inputs, opset, serialize, strip, write_sizes
-from compress.onnx_export.folding import batch_norms_left, fold_batch_norms, fold_transposes, foldable_nodes
+from compress.onnx_export.folding import (
+    batch_norms_left,
+    fold_batch_norms,
+    fold_transposes,
+    foldable_nodes,
+    forward_constants,
+)
 from compress.onnx_export.parity import Case, compare
 from compress.onnx_export.weights import Traced, write_external
 from compress.quiet import quiet
@@ -51,6 +57,7 @@ def finish(traced: Traced, cases: Sequence[Case], target: Target) -> Finished:
         WorkspaceError: a file cannot be written.
     """
     _clean(traced.proto, cases, target)
+    forward_constants(traced.proto)
     folded, count = fold_batch_norms(traced)
     if target.path is not None:
         return _finish_external(fold_transposes(folded), count, cases, target)

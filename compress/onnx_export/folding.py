@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,6 +32,22 @@ class _Norm:
     factor: Array  # (C_out,), of the layer's output
     shift: Array  # (C_out,), added after it
     axis: int  # of the layer's weight: its output channels
+
+
+def forward_constants(proto: onnx.ModelProto) -> None:
+    """Take out, in place, each Identity of a constant: the old exporter writes equal tensors once, and copies."""
+    constants, outputs = {tensor.name for tensor in proto.graph.initializer}, {o.name for o in proto.graph.output}
+    source = {
+        node.output[0]: node.input[0]
+        for node in proto.graph.node
+        if node.op_type == "Identity" and node.input[0] in constants and node.output[0] not in outputs
+    }
+    for node in list(proto.graph.node):
+        if node.output[0] in source:
+            proto.graph.node.remove(node)
+    for graph in _graphs(proto):
+        for node in graph.node:
+            node.input[:] = [source.get(name, name) for name in node.input]
 
 
 def fold_batch_norms(traced: Traced) -> tuple[Traced, int]:
@@ -172,12 +188,20 @@ def _free_name(proto: onnx.ModelProto, name: str) -> str:
 def _uses(proto: onnx.ModelProto) -> Counter[str]:
     """How often each value is taken: by a node, by one in an inner graph, or as an output."""
     uses = Counter(value.name for value in proto.graph.output)
-    graphs = [proto.graph]
-    while graphs:
-        for node in graphs.pop().node:
+    for graph in _graphs(proto):
+        for node in graph.node:
             uses.update(node.input)
-            graphs += [a.g for a in node.attribute if a.HasField("g")] + [g for a in node.attribute for g in a.graphs]
     return uses
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The main graph, and those inside its nodes."""
+    left = [proto.graph]
+    while left:
+        graph = left.pop()
+        yield graph
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            left += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
 
 
 def _without_unused(traced: Traced) -> Traced:

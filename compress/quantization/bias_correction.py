@@ -139,15 +139,26 @@ def _shifts(
     for_float, for_quantized = tee(feeds)
     references = inner_values(*_part(float_proto, [site.reference for site in sites]), for_float)
     measured = inner_values(*_part(quantized, [site.measured for site in sites]), for_quantized)
-    sums: list[Floats | float] = [0.0] * len(sites)
-    counts: list[Floats | float] = [0.0] * len(sites)
+    totals: list[Floats | float] = [0.0] * len(sites)  # (3, C_out): counts, sums, sums of squares
     for exact, found in zip(references, measured, strict=True):
         for index, site in enumerate(sites):
             wanted, got = (_rows(v, site.axis) for v in (exact[site.reference], found[site.measured]))
             passed = (wanted > site.low) & (wanted < site.high)
-            sums[index] += np.where(passed, wanted - got, 0).sum(axis=0, dtype=np.float64)
-            counts[index] += passed.sum(axis=0, dtype=np.float64)
-    return [np.asarray(total / np.maximum(count, 1)) for total, count in zip(sums, counts, strict=True)]
+            error = np.where(passed, wanted - got, 0).astype(np.float64)
+            totals[index] += np.stack([passed.sum(axis=0), error.sum(axis=0), np.square(error).sum(axis=0)])
+    return [_shrunk(*np.asarray(total)) for total in totals]
+
+
+def _shrunk(counts: Floats, sums: Floats, squares: Floats) -> Floats:
+    """Means, less what chance alone makes of them (James & Stein 1961, the positive part): each (C_out,).
+
+    A few samples of a wide error would else move the bias by their own noise.
+    """
+    n = np.maximum(counts, 1)
+    mean = sums / n
+    chance = np.maximum(squares / n - mean**2, 0) / n  # variance of the mean
+    kept = np.divide(chance, mean**2, out=np.ones_like(mean), where=mean != 0)
+    return np.asarray(mean * np.maximum(1 - kept, 0))
 
 
 def _rows(value: Array, axis: int) -> Array:

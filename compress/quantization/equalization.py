@@ -148,7 +148,7 @@ def _scales(found: Sequence[_Link], weights: Mapping[str, Array]) -> list[Scale]
 
 
 def _balance(weights: Mapping[str, Array], link: _Link, largest_bias: float) -> Scale:
-    """The scale s of each channel: r1 / s is r2 * s times a factor that all channels share, 1 where a side is all zero.
+    """The scale s of each channel: r1 / s is r2 * s times a factor that all channels share.
 
     The factor leaves the scale of the whole value as it was: int8 does not depend on it, and long chains settle sooner.
     A channel whose weights were trained away, but not its bias, is a large constant once its weights are lifted: the
@@ -158,13 +158,24 @@ def _balance(weights: Mapping[str, Array], link: _Link, largest_bias: float) -> 
     second = np.abs(_rows(weights[link.second.weight], link.second, link.groups[1]))
     r1 = first.max(axis=(2, 3)).ravel().astype(np.float64)  # (channels,)
     r2 = second.max(axis=(1, 3)).reshape(link.channels, link.block).max(axis=1).astype(np.float64)
-    alive = (r1 > 0) & (r2 > 0)
-    exponent = np.log2(np.divide(r1, r2, out=np.ones_like(r1), where=alive)) / 2
-    exponent[alive] -= exponent[alive].mean() if alive.any() else 0
-    scale = np.exp2(exponent)
+    scale = np.exp2(_balancing_exponents(r1, r2))
     if largest_bias > 0:
         scale = np.maximum(scale, np.abs(_bias(weights, link)) / largest_bias)
     return np.asarray(scale, dtype=np.float64)
+
+
+def _balancing_exponents(r1: Scale, r2: Scale) -> Scale:
+    """Of two, (channels,). A channel with weights on one side only is made as large as the others are on average."""
+    gives, takes = r1 > 0, r2 > 0
+    both = gives & takes
+    exponents = np.zeros(len(r1))
+    if both.any():
+        log1, log2 = (np.log2(r, out=np.zeros(len(r)), where=r > 0) for r in (r1, r2))
+        exponents[both] = (log1 - log2)[both] / 2
+        exponents[both] -= exponents[both].mean()
+        given, taken = (log1 - exponents)[both].mean(), (log2 + exponents)[both].mean()
+        exponents = np.where(gives & ~takes, log1 - given, np.where(takes & ~gives, taken - log2, exponents))
+    return exponents
 
 
 def _bias(weights: Mapping[str, Array], link: _Link) -> Scale:

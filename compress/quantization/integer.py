@@ -83,6 +83,7 @@ def quantize_static_qdq(
             {
                 "WeightSymmetric": True,
                 "ActivationSymmetric": False,
+                "QDQOpTypePerChannelSupportToAxis": {"MatMul": -1},  # the columns, of weights of three axes too
                 "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUTS),
                 "TensorQuantOverrides": {name: [dict(o) for o in each] for name, each in (overrides or {}).items()},
             },

@@ -115,8 +115,9 @@ def layer_sensitivity(
 
     Args:
         float_proto: Its nodes have unique names.
-        build: Gives the quantized graph with some layers, by name, left in float. A QuantizationError says that the
-            layer cannot be quantized alone: it costs nothing then.
+        build: Gives the quantized graph with some nodes, by name, left in float: all other layers, those that are not
+            asked about too, and their activations. A QuantizationError says that a layer cannot be quantized alone: it
+            costs nothing then.
         feeds: Calibration batches by input name.
         layers: Names of those that are asked about; of the weighted layers with constant weights.
         progress: Told after each layer.
@@ -134,13 +135,20 @@ def layer_sensitivity(
     reference = _first_output(float_proto, batches)
     found = []
     for number, layer in enumerate(asked):
-        others = tuple(name for name in layers if name != layer.name)
+        others = _others(float_proto, layer)
         output_db, local_db = _alone(float_proto, build, others, layer, batches, reference)
         weight = constants(float_proto)[layer.weight]
         macs = _macs(layer, tuple(weight.dims), shapes)
         found.append(Sensitivity(layer.name, layer.operator, output_db, local_db, macs, 4 * prod(weight.dims)))
         progress("sensitivity", number + 1, len(asked), f"{layer.name} {output_db:.1f} dB")
     return tuple(sorted(found, key=lambda one: one.sqnr_db))  # stable: equals stay in the order in which they run
+
+
+def _others(proto: onnx.ModelProto, layer: Layer) -> tuple[str, ...]:
+    """All layers but this one, with their activations: a Relu or Clip of a float layer would be quantized by itself."""
+    weighted = [other.name for other in graph.layers(proto) if other.name != layer.name]
+    kinds, own = ("Relu", "Clip"), layer.output
+    return (*weighted, *(node.name for node in proto.graph.node if node.op_type in kinds and node.input[0] != own))
 
 
 def _alone(

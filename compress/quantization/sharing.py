@@ -113,7 +113,7 @@ def share_weights(
 
 
 def store(shared: Shared) -> onnx.ModelProto:
-    """The float graph with each shared weight as ``Gather(codebook, Cast(numbers))``, times its channels' scale.
+    """The graph with each shared weight as ``Gather(codebook, Cast(numbers))``, times its channels' scale.
 
     ONNX Runtime folds these nodes at load (from the basic optimization level on): latency is the float file's. Up to 16
     values, two numbers are packed in a byte where a zip is smaller for it, by 4 to 12 %: deflate codes pairs better.
@@ -138,7 +138,7 @@ def store(shared: Shared) -> onnx.ModelProto:
 
 def _restoring(name: str, book: Codebook) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """The nodes that restore one weight, and what they take."""
-    stored = {f"{name}{_NUMBERS}": book.indices, f"{name}{_CODEBOOK}": book.values}
+    stored: dict[str, Array] = {f"{name}{_NUMBERS}": book.indices, f"{name}{_CODEBOOK}": book.values}
     # operator, inputs after the first, what is made
     steps: list[tuple[str, list[str], str]] = [("Cast", [], "cast"), ("Gather", [], "looked_up")]
     packed = _packed(book)

@@ -45,6 +45,7 @@ class Report:
     choice: Choice
     root: Path  # the run directory, which files are named relative to
     notes: tuple[str, ...] = ()
+    shipped_zip_bytes: int | None = None  # of the zip as written, with the file's provenance; None: not written yet
 
     @property
     def baseline(self) -> Measurement:
@@ -63,7 +64,7 @@ class Report:
             max_drop=self.max_drop,
             drop=lost,
             passed=self.choice.met and lost <= self.max_drop + TOLERANCE,
-            zip_ratio=self.baseline.raw_bytes / self.shipped.zip_bytes,
+            zip_ratio=self.baseline.raw_bytes / (self.shipped_zip_bytes or self.shipped.zip_bytes),
             speedup=None if gain is None else gain.value,
         )
 
@@ -79,6 +80,7 @@ class Report:
             "variants": variant_entries(self.measurements, self.root, self.choice, self.records),
             "shipped": self.choice.shipped,
             "verdict": {**asdict(self.verdict), "met": self.choice.met, "measured_in": _measured_in(self.baseline)},
+            "shipped_zip_bytes": self.shipped_zip_bytes,
             "stages": [_stage_entry(record) for record in self.records],
             "notes": list(self.notes),
         }

@@ -60,7 +60,7 @@ def verdict_sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
     else:
         first = f"Not passed: {name} was within the budget on validation, but {lost} ({allowed})."
     sizes = (
-        f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(shipped['zip_bytes'])} zipped, "
+        f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(report.get('shipped_zip_bytes') or shipped['zip_bytes'])} zipped, "
         f"{fmt.ratio(verdict['zip_ratio'])} smaller."
     )
     return (first, sizes, *_latency_sentence(report, baseline, shipped), *sparsity_sentences(report["variants"]))

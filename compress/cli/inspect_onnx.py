@@ -1,0 +1,49 @@
+"""compress inspect of an ONNX file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from compress.cli.console import say, show_table
+
+
+def show_onnx(path: Path, as_json: bool) -> int:
+    """Print what an ONNX file holds, and where it says that it comes from."""
+    facts = _facts(path)
+    if as_json:
+        say(json.dumps(facts, indent=2))
+        return 0
+    show_table(("operator", "nodes"), [(name, str(nodes)) for name, nodes in facts["operators"].items()])
+    say(f"opset {facts['opset']}, IR version {facts['ir_version']}, {facts['raw_bytes']:,} bytes.")
+    say(
+        f"{facts['parameters']:,} parameters, {facts['nonzero']:,} not zero; "
+        f"{facts['macs']:,} multiply-accumulates a sample."
+    )
+    if not facts["provenance"]:
+        say("The file does not say where it comes from.")
+    for name, value in facts["provenance"].items():
+        told = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        say(f"{name}: {told}")
+    return 0
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    from compress.measurement import raw_bytes
+    from compress.models.counts import count
+    from compress.models.onnx_file import opset, provenance, read
+
+    proto, counts = read(path, weights=False), count(path)
+    operators = Counter(node.op_type for node in proto.graph.node)
+    return {
+        "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        "opset": opset(proto),
+        "ir_version": proto.ir_version,
+        "raw_bytes": raw_bytes(path),
+        "parameters": counts.parameters,
+        "nonzero": counts.nonzero,
+        "macs": counts.macs,
+        "provenance": provenance(path),
+    }
