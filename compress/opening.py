@@ -80,7 +80,7 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
     source = _read_model(recipe)
     data = _read_data(recipe, source, progress)
     inputs = data.inputs if data is not None else recipe.input_specs() or source.inputs
-    if not inputs:
+    if not inputs or any(0 in spec.shape for spec in inputs):  # 0: a free axis of an ONNX file
         raise RecipeError(
             f"{source.path} does not say what its inputs look like, and there is no data to tell. "
             "Give --data, or the sizes of one sample as --input 3x224x224."
@@ -149,7 +149,11 @@ def _at_chance(model: Model | OnnxModel, data: Data | None) -> tuple[str, ...]:
 def _fitting(
     wanted: tuple[InputSpec, ...], given: tuple[InputSpec, ...], source: models.Source, data: Data | None
 ) -> tuple[InputSpec, ...]:
-    """The inputs of an ONNX file, once the samples are known to fit them."""
+    """The inputs of an ONNX file, once the samples are known to fit them; they tell the sizes of its free axes."""
+    if data is None and len(wanted) != len(given):
+        raise RecipeError(f"{source.path} has {len(wanted)} inputs: give --input once for each.")
+    if len(wanted) == len(given):
+        wanted = tuple(_sized(own, sample) for own, sample in zip(wanted, given, strict=True))
     shapes = [(spec.shape, spec.dtype) for spec in wanted]
     if data is not None and shapes != [(spec.shape, spec.dtype) for spec in given]:
         found = ", ".join(f"{spec.shape} {spec.dtype}" for spec in given)
@@ -158,13 +162,21 @@ def _fitting(
     return wanted
 
 
+def _sized(own: InputSpec, sample: InputSpec) -> InputSpec:
+    """An input of a file, its free axes with the sizes of a sample."""
+    if len(own.shape) != len(sample.shape):
+        return own
+    sizes = tuple(sample.shape[axis] if axis in own.free else size for axis, size in enumerate(own.shape))
+    return replace(own, shape=sizes)
+
+
 def _image_channels(source: models.Source) -> int | None:
     """The channels that images must have for this model, where it takes grey or colour images."""
     wanted: int | None = None
     if source.module is not None:
         wanted = models.wanted_channels(source.module)
-    elif len(source.inputs) == 1 and len(source.inputs[0].shape) == 3:  # an ONNX file: (C, H, W)
-        wanted = source.inputs[0].shape[0]
+    elif source.inputs is not None and len(source.inputs) == 1 and len(source.inputs[0].shape) == 3:
+        wanted = source.inputs[0].shape[0]  # of an ONNX file: (C, H, W)
     return wanted if wanted in (1, 3) else None
 
 

@@ -36,7 +36,9 @@ class InputSpec:
     name: str
     shape: tuple[int, ...]  # of one sample: without the batch, which is axis 0 and free
     dtype: str = "float32"  # numpy's name: float32, int64, …
-    free: tuple[int, ...] = ()  # axes of ``shape`` of any size too, as the length of a text; their size is the usual one
+    free: tuple[
+        int, ...
+    ] = ()  # axes of ``shape`` of any size too, as the length of a text; their size is the usual one
 
 
 @dataclass(frozen=True)

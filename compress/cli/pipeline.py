@@ -35,6 +35,11 @@ from compress.cli.options import (
 @click.option("--ratio", type=float, help="Or: share of the channels that leave every group.")
 @click.option("--sparsity", type=float, help="Share of weights to remove; default: the most within the budget.")
 @click.option("--epochs", type=float, help="Passes over the training data in each round of fine-tuning. [default: 3]")
+@click.option(
+    "--target-isa", metavar="NAME", help="Processor that int8 is for: see `compress quantize`. [default: host]"
+)
+@click.option("--min-ort", metavar="RELEASE", help="Oldest onnxruntime that must read the files. [default: 1.18]")
+@click.option("--ort", is_flag=True, default=None, help="Write model.ort too, onnxruntime's own format.")
 @common_options()
 @benchmark_options()
 @model_options()
@@ -53,6 +58,7 @@ def pipeline(model: Path, quiet: bool, **options: Any) -> int:
       compress pipeline model.pt --data npz:data.npz --max-drop 0.005 --objective size --out small
       compress pipeline weights.pt --factory ./net.py:Net --factory-args '{"width": 32}' --data images:photos
       compress pipeline model.pt --input 3x224x224        (no data: no fine-tuning)
+      compress pipeline model.onnx --data fashion-mnist    (quantization, of a model from elsewhere)
       compress pipeline model.pt --resume
     """
     from compress.cli.results import show_report

@@ -157,7 +157,7 @@ def _made_up(variant: Variant, config: BenchmarkConfig, seed: int) -> Data:
 def _counts(variant: Variant) -> Counts:
     from compress.models.counts import count
 
-    return count(variant.onnx.path)
+    return count(variant.onnx.path, variant.onnx.inputs)
 
 
 def _threads(config: BenchmarkConfig) -> int:

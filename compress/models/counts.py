@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from compress.errors import ModelError
 from compress.models.onnx_file import first_line, graph_inputs, read, run
+from compress.values import InputSpec
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -80,14 +81,19 @@ class Weight:
         return prod(self.shape)
 
 
-def count(path: Path) -> Counts:
-    """Count an ONNX file. A quantized file has the parameters and the MACs of its float form."""
+def count(path: Path, inputs: Sequence[InputSpec] = ()) -> Counts:
+    """Count an ONNX file. A quantized file has the parameters and the MACs of its float form.
+
+    Args:
+        path: The file.
+        inputs: The sizes of free axes, where the file does not tell the usual ones itself.
+    """
     proto = read(path)
     weights = list(stored_weights(proto).values())
     return Counts(
         parameters=sum(weight.elements for weight in weights),
         nonzero=sum(weight.nonzero for weight in weights),
-        macs=sum(macs_by_operator(proto).values()),
+        macs=sum(macs_by_operator(proto, inputs).values()),
     )
 
 
@@ -250,7 +256,7 @@ def _differs(array: Array, zero_point: Array) -> NDArray[np.bool_]:
     return np.asarray(array != zero_point.reshape([-1 if i == axis else 1 for i in range(array.ndim)]))
 
 
-def macs_by_operator(proto: onnx.ModelProto) -> dict[str, int]:
+def macs_by_operator(proto: onnx.ModelProto, inputs: Sequence[InputSpec] = ()) -> dict[str, int]:
     """Multiply-accumulates for one sample, by operator type.
 
     The shapes are those of a real run with batch 1: shape inference of onnx stops at operators of onnxruntime's own
@@ -260,7 +266,7 @@ def macs_by_operator(proto: onnx.ModelProto) -> dict[str, int]:
         ModelError: onnxruntime cannot run the graph with one sample.
     """
     nodes = [node for node in proto.graph.node if node.op_type in _WEIGHT_INPUT]
-    shapes = _shapes(proto, {name for node in nodes for name in _measured(node)})
+    shapes = _shapes(proto, {name for node in nodes for name in _measured(node)}, inputs)
     macs: dict[str, int] = {}
     for node in nodes:
         macs[node.op_type] = macs.get(node.op_type, 0) + _macs(node, shapes)
@@ -288,11 +294,11 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     return out * data[0 if transposed else -1]
 
 
-def _shapes(proto: onnx.ModelProto, names: set[str]) -> dict[str, Shape]:
+def _shapes(proto: onnx.ModelProto, names: set[str], like: Sequence[InputSpec]) -> dict[str, Shape]:
     """The shapes of the named values for one sample."""
     graph = _Graph(proto)
     shapes = {name: tuple(graph.constants[name].dims) for name in names if name in graph.constants}
-    inputs = graph_inputs(proto)
+    inputs = graph_inputs(proto, like)
     shapes |= {spec.name: (1, *spec.shape) for spec in inputs}
     probe = onnx.ModelProto()
     probe.CopyFrom(proto)

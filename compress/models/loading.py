@@ -151,7 +151,7 @@ def _load_exported(path: Path, digest: str, trust_pickle: bool) -> Source:
 def _load_onnx(path: Path, digest: str) -> Source:
     model = onnx.load_model(path, load_external_data=False)
     _check_external_data(path, model)
-    inputs = graph_inputs(model)
+    inputs = graph_inputs(model, strict=False)  # sizes of free axes come from the data or --input
     output = [dimension.dim_value for dimension in model.graph.output[0].type.tensor_type.shape.dim]
     task: Literal["classification", "other"] = "classification" if len(output) == 2 and output[1] >= 2 else "other"
     return Source(

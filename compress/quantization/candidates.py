@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx
 
 from compress.models.counts import RECURRENT, macs_by_operator
+from compress.values import InputSpec
 
 Form = Literal["static", "dynamic", "weights"]
 Types = Literal["u8s8", "s8s8", "u8u8"]  # of activations and weights: uint8 and int8, and so on
@@ -36,13 +37,17 @@ class Candidate:
         return _PREFIX[self.form] + types + channel + bits
 
 
-def forms(proto: onnx.ModelProto, data: bool = True) -> tuple[Form, ...]:
+def forms(proto: onnx.ModelProto, inputs: Sequence[InputSpec] = ()) -> tuple[Form, ...]:
     """The forms that suit a graph, the one that computes in int8 first.
 
     Static for convolutional nets, dynamic for recurrent ones, both for all others, weight-only for all. Dynamic
     quantization of a Conv is many times slower than float, and static ranges do not fit a recurrent state.
+
+    Args:
+        proto: The float graph.
+        inputs: The sizes of its free axes, where it does not tell them itself.
     """
-    macs = macs_by_operator(proto)
+    macs = macs_by_operator(proto, inputs)
     if any(node.op_type in RECURRENT for node in proto.graph.node):
         return ("dynamic", "weights")
     if 2 * sum(macs.get(kind, 0) for kind in _CONVOLUTIONS) > sum(macs.values()):

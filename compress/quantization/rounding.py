@@ -49,7 +49,7 @@ class RoundingConfig:
     The paper's loss depends on the scale of a model's values; here it is the squared error over that of rounding to
     nearest, times the number of weights. Its defaults are from the CNN of the fine-grained pruning example at 4 bits,
     after 300 steps: 26.3, 28.0 and 29.6 dB in its second layer with this regularizer at rates .01, .03 and .1, 25 dB
-    with a tenth of it, 24 dB with the paper's own loss and rate.
+    with a tenth of it, 24 dB with the paper's regularizer and rate.
     """
 
     steps: int = 400  # of Adam, 1 or more

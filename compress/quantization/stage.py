@@ -61,7 +61,7 @@ def quantize(model: OnnxModel, config: QuantizeConfig, context: Context) -> tupl
 def _wanted(bench: Workbench) -> tuple[Form, ...]:
     """The forms to make; what needs data where there is none is left out with a note."""
     method = bench.config.method
-    wanted = forms(bench.source.proto) if method == "auto" else (method,)
+    wanted = forms(bench.source.proto, bench.source.model.inputs) if method == "auto" else (method,)
     made = tuple(form for form in wanted if form != "static" or bench.judge is not None)
     if len(made) < len(wanted):
         bench.notes.append(_NO_DATA)

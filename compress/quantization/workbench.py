@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import onnx
@@ -98,4 +99,15 @@ class Workbench:
         return layers(self.source.proto)
 
     def all_figures(self) -> Mapping[str, Any]:
-        return {"files": self.files, **self.figures}
+        """What the record tells, as plain values."""
+        figures: dict[str, Any] = _finite({"files": self.files, **self.figures})
+        return figures
+
+
+def _finite(value: Any) -> Any:
+    """Without infinities, which JSON does not know: no noise at all is None."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -62,7 +62,7 @@ def quantization_sentences(figures: Figures, shipped: str) -> tuple[str, ...]:
     """
     sentences = []
     if calibration := figures.get("calibration"):
-        told = ", ".join(f"{method} {decibels:.1f} dB" for method, decibels in calibration["sqnr_db"].items())
+        told = ", ".join(f"{method} {_decibels(found)}" for method, found in calibration["sqnr_db"].items())
         sentences.append(f"Ranges: {calibration['method']}, over {fmt.count(calibration['samples'])} samples ({told}).")
         if calibration["equalized_pairs"]:
             sentences.append(f"{calibration['equalized_pairs']} pairs of layers were equalized.")
@@ -97,10 +97,9 @@ def _why_float(figures: Figures) -> tuple[str, ...]:
 
 
 def _file_row(name: str, file: Figures) -> tuple[str, ...]:
-    decibels = file.get("sqnr_db")
     return (
         name,
-        fmt.NOTHING if decibels is None else f"{decibels:.1f} dB",
+        _decibels(file.get("sqnr_db")),
         fmt.percent(file["int8_mac_share"]),
         fmt.count(file["saturating_layers"]),
         fmt.count(file.get("layers_in_float", 0)),
@@ -116,3 +115,7 @@ def _step_row(step: Mapping[str, Any]) -> tuple[str, ...]:
         fmt.ratio(step["float_p50_ms"] / step["p50_ms"]),
         fmt.size(step["bytes"]),
     )
+
+
+def _decibels(value: float | None) -> str:
+    return fmt.NOTHING if value is None else f"{value:.1f} dB"
