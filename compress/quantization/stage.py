@@ -9,10 +9,12 @@ from functools import partial
 
 import onnx
 
+from compress.measurement import raw_bytes
 from compress.quantization.candidates import Candidate, Form, Types, candidates, forms
 from compress.quantization.float16 import has_cuda, to_float16
 from compress.quantization.integer import is_quantized, quantize_dynamic_range
 from compress.quantization.isa import target
+from compress.quantization.large import LARGE, quantize_large
 from compress.quantization.options import QuantizeConfig
 from compress.quantization.recovery import recover
 from compress.quantization.small import add_small_files
@@ -32,7 +34,8 @@ def quantize(model: OnnxModel, config: QuantizeConfig, context: Context) -> tupl
 
     Every candidate is run at batch sizes 1, 2 and 5, keeps the output shapes, and keeps every zero weight. Where the
     plainest candidate of a form loses more than ``context.max_drop`` on validation, its rounding is learned, and then
-    layers return to float until it does not. With ``method="auto"`` what cannot be made is a note of the record.
+    layers return to float until it does not. Of files above 2 GB the weights alone are quantized. With
+    ``method="auto"`` what cannot be made is a note of the record.
 
     Raises:
         QuantizationError: the data is not finite, a node to exclude does not exist, the method asked for does not
@@ -40,6 +43,8 @@ def quantize(model: OnnxModel, config: QuantizeConfig, context: Context) -> tupl
         WorkspaceError: a file cannot be written.
     """
     started = time.perf_counter()
+    if raw_bytes(model.path) > LARGE:
+        return quantize_large(model, config, context)
     source = open_source(model, config, context)
     if is_quantized(source.proto):
         seconds = time.perf_counter() - started
