@@ -3,7 +3,7 @@
     python -m benchmarks.train cnn            # checkpoints/cnn/model.pt, about 5 minutes on 2 cores
     python -m benchmarks.train mobilenetv2
     python -m benchmarks.train lstm
-    python -m benchmarks.train resnet18 mobilenetv3 vit   # with cnn, mobilenetv2 and lstm: what quantization is tried on
+    python -m benchmarks.train resnet18 mobilenetv3 vit    # beside the three above: what quantization is tried on
     python -m benchmarks.train mlp-256 alexnet-half vgg16-quarter    # what iterative pruning and the curves start from
     python -m benchmarks.train mlp-3x2000     # and mlp-4x3000, alexnet: what `compress reduce` reduces
 

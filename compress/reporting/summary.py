@@ -59,8 +59,9 @@ def verdict_sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
         first = f"Not passed: no variant kept its {figure} on validation ({allowed}), so {name} ships."
     else:
         first = f"Not passed: {name} was within the budget on validation, but {lost} ({allowed})."
+    zipped = report.get("shipped_zip_bytes") or shipped["zip_bytes"]
     sizes = (
-        f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(report.get('shipped_zip_bytes') or shipped['zip_bytes'])} zipped, "
+        f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(zipped)} zipped, "
         f"{fmt.ratio(verdict['zip_ratio'])} smaller."
     )
     return (first, sizes, *_latency_sentence(report, baseline, shipped), *sparsity_sentences(report["variants"]))
