@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from compress.errors import WorkspaceError
+
+_CHUNK = 1 << 20  # bytes copied at once
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -18,18 +23,31 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         WorkspaceError: the folder cannot be written, or the disk is full. Nothing is left behind.
     """
+    with opened_atomically(path) as file:
+        file.write(data)
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """`write_atomically` of the content of another file, which is never in memory as a whole."""
+    with source.open("rb") as content, opened_atomically(target) as file:
+        shutil.copyfileobj(content, file, _CHUNK)
+
+
+@contextlib.contextmanager
+def opened_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """`write_atomically` for content that is made bit by bit: ``path`` appears when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
         raise WorkspaceError(
-            f"cannot write {path} ({len(data):,} bytes): {error.strerror or error}. "
+            f"cannot write {path}: {error.strerror or error}. "
             "Free some space, or choose a folder that can be written."
         ) from error
     finally:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compress.checkpoint import restore, save
-from compress.files import write_atomically
+from compress.files import copy_atomically
 from compress.measurement import SHIPPED_NAME, benchmark, members
 from compress.onnx_export import export
 from compress.opening import Opened, open_inputs
@@ -50,7 +50,7 @@ def _baseline(state: State, recipe: Recipe, context: Context) -> tuple[State, St
     if state.model is None:
         assert state.onnx is not None
         for name, file in members(state.onnx.path).items():
-            write_atomically(context.directory / name, file.read_bytes())
+            copy_atomically(file, context.directory / name)
         onnx = replace(state.onnx, path=context.directory / SHIPPED_NAME)
         record = StageRecord("baseline", {}, 0.0, notes=("the model came as ONNX and is the baseline as it is",))
     else:

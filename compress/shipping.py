@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compress.files import write_atomically
-from compress.measurement import SHIPPED_NAME, Measurement, members, zip_to_bytes
+from compress.files import copy_atomically, write_atomically
+from compress.measurement import SHIPPED_NAME, Measurement, members, write_zip
 from compress.measurement.environment import environment
 from compress.models.onnx_file import stamp
 from compress.onnx_export import to_ort
@@ -94,9 +94,10 @@ def write_shipped(path: Path, directory: Path, facts: Mapping[str, Any], ort: bo
     """
     target = directory / SHIPPED_NAME
     for name, file in members(path).items():
-        write_atomically(directory / name, stamp(path, facts) if name == SHIPPED_NAME else file.read_bytes())
-    zipped = zip_to_bytes(members(target))
-    write_atomically(directory / f"{SHIPPED_NAME}.zip", zipped)
+        if name != SHIPPED_NAME:
+            copy_atomically(file, directory / name)
+    write_atomically(target, stamp(path, facts))
+    zipped = write_zip(target, directory / f"{SHIPPED_NAME}.zip")
     if ort:
         to_ort(target, target.with_suffix(".ort"))
-    return len(zipped)
+    return zipped

@@ -50,6 +50,11 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(**parts: object) -> str:
     """sha256 of what decides a stage's result: its config, its inputs, its seed."""
     return hashlib.sha256(to_json(dict(sorted(parts.items())))).hexdigest()
@@ -139,7 +144,7 @@ class Workspace:
         """List every file of the run with its sha256 and size, after ``facts`` (versions, seed, CPU, command)."""
         files = {
             path.relative_to(self.root).as_posix(): {
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "sha256": _sha256(path),
                 "bytes": path.stat().st_size,
             }
             for path in sorted(self.root.rglob("*"))

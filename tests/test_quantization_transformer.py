@@ -84,4 +84,4 @@ def test_every_candidate_runs_at_every_batch_close_to_float(quantized: dict[str,
         found = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": x})[0]
         assert found.shape == (batch, 3), name
         noise = np.square(found - reference).sum() / np.square(reference).sum()
-        assert noise < 0.03, name  # 15 dB: a tiny net, inputs it was not calibrated on
+        assert noise < 0.1, name  # 10 dB, of a tiny net on inputs that it was not calibrated on

@@ -105,7 +105,7 @@ def _quantize(opened: Opened, recipe: Recipe, context: Context) -> int:
 
 def _float_file(opened: Opened, recipe: Recipe, context: Context) -> OnnxModel:
     """What is quantized, as float.onnx in the directory."""
-    from compress.files import write_atomically
+    from compress.files import copy_atomically
     from compress.measurement import SHIPPED_NAME, members
     from compress.onnx_export import export
 
@@ -115,5 +115,5 @@ def _float_file(opened: Opened, recipe: Recipe, context: Context) -> OnnxModel:
     onnx = opened.state.onnx
     assert onnx is not None
     for member, file in members(onnx.path).items():
-        write_atomically(context.directory / (name if member == SHIPPED_NAME else member), file.read_bytes())
+        copy_atomically(file, context.directory / (name if member == SHIPPED_NAME else member))
     return replace(onnx, path=context.directory / name)

@@ -2,7 +2,7 @@
 
 from compress.measurement.accuracy import Accuracy, Outputs, Score, accuracy, drop, fidelity, outputs_of, score, top1
 from compress.measurement.sessions import PROVIDERS, open_session
-from compress.measurement.size import SHIPPED_NAME, members, raw_bytes, write_zip, zip_bytes, zip_to_bytes
+from compress.measurement.size import SHIPPED_NAME, members, raw_bytes, write_zip, zip_bytes
 from compress.measurement.stage import BenchmarkConfig, Measurement, benchmark
 from compress.measurement.timing import Ratio, Timing, interleave, speedup
 
@@ -30,5 +30,4 @@ __all__ = [
     "top1",
     "write_zip",
     "zip_bytes",
-    "zip_to_bytes",
 ]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import onnx
 
 from compress.errors import MeasurementError
-from compress.files import write_atomically
+from compress.files import opened_atomically
 
 SHIPPED_NAME = "model.onnx"  # of the graph in the zip, whatever the variant's file is called
-_DATE = (1980, 1, 1, 0, 0, 0)  # the oldest that the format knows: the same content gives the same bytes
 _PERMISSIONS = 0o100644 << 16  # a regular file, rw-r--r--
 _UNIX = 3
+_ZIP64_ABOVE = 1 << 30  # bytes of a file whose sizes may not fit the older format
+_CHUNK = 1 << 20
 
 
 def raw_bytes(path: Path) -> int:
@@ -25,29 +28,37 @@ def raw_bytes(path: Path) -> int:
 
 def zip_bytes(path: Path) -> int:
     """Bytes of the zip that would ship: see `write_zip`."""
-    return len(zip_to_bytes(members(path)))
+    with tempfile.TemporaryFile() as file:
+        return _zip(members(path), file)
 
 
-def write_zip(path: Path, target: Path) -> None:
+def write_zip(path: Path, target: Path) -> int:
     """Zip an ONNX file, as model.onnx, and its external data into ``target``: the same input gives the same bytes.
+
+    Returns:
+        Bytes of the zip.
 
     Raises:
         WorkspaceError: the target cannot be written.
     """
-    write_atomically(target, zip_to_bytes(members(path)))
+    with opened_atomically(target) as file:
+        return _zip(members(path), file)
 
 
-def zip_to_bytes(members: Mapping[str, Path]) -> bytes:
-    """A zip (deflate level 9) of the files, by their name in it; nothing in it depends on when or where it is made."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name in sorted(members):
-            info = zipfile.ZipInfo(name, _DATE)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            info.create_system = _UNIX
-            info.external_attr = _PERMISSIONS
-            archive.writestr(info, members[name].read_bytes(), compresslevel=9)
-    return buffer.getvalue()
+def _zip(files: Mapping[str, Path], target: IO[bytes]) -> int:
+    """Zip files (deflate level 9), by their name in it, a chunk at a time; when and where they were made is left out.
+
+    Returns:
+        Bytes of the zip.
+    """
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name in sorted(files):
+            large = files[name].stat().st_size > _ZIP64_ABOVE
+            with files[name].open("rb") as source, archive.open(name, "w", force_zip64=large) as packed:
+                shutil.copyfileobj(source, packed, _CHUNK)
+            info = archive.getinfo(name)  # dated 1980, as every file that is opened by its name
+            info.create_system, info.external_attr = _UNIX, _PERMISSIONS
+    return target.tell()
 
 
 def members(path: Path) -> dict[str, Path]:

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from compress.errors import ModelError
-from compress.models.onnx_file import first_line, graph_inputs, read, run
+from compress.models.onnx_file import first_line, graph_inputs, read, run, values_of
 from compress.values import InputSpec
 
 Array = NDArray[Any]
@@ -88,34 +88,35 @@ def count(path: Path, inputs: Sequence[InputSpec] = ()) -> Counts:
         path: The file.
         inputs: The sizes of free axes, where the file does not tell the usual ones itself.
     """
-    proto = read(path)
-    weights = list(stored_weights(proto).values())
+    proto = read(path, weights=False)  # external data is read one tensor at a time
+    weights = list(stored_weights(proto, path.parent).values())
     return Counts(
         parameters=sum(weight.elements for weight in weights),
         nonzero=sum(weight.nonzero for weight in weights),
-        macs=sum(macs_by_operator(proto, inputs).values()),
+        macs=sum(macs_by_operator(proto, inputs, path.parent).values()),
     )
 
 
 def count_weights(path: Path) -> dict[str, tuple[int, int]]:
     """Elements and non-zero elements of each weight tensor (two axes or more) of an ONNX file, by name."""
-    weights = stored_weights(read(path))
+    weights = stored_weights(read(path, weights=False), path.parent)
     return {name: (weight.elements, weight.nonzero) for name, weight in weights.items() if len(weight.shape) >= 2}
 
 
 def weight_zeros(path: Path) -> dict[str, NDArray[np.bool_]]:
     """Where each weight tensor (two axes or more) of an ONNX file is zero, by name and in the shape of the weight."""
-    return {name: ~nonzero for name, nonzero in _nonzero(read(path)) if nonzero.ndim >= 2}
+    proto = read(path, weights=False)
+    return {name: ~nonzero for name, nonzero in _nonzero(proto, path.parent) if nonzero.ndim >= 2}
 
 
-def stored_weights(proto: onnx.ModelProto) -> dict[str, Weight]:
-    """Every weight and bias of the graph, by the name it is stored under."""
-    return {name: Weight(nonzero.shape, int(np.count_nonzero(nonzero))) for name, nonzero in _nonzero(proto)}
+def stored_weights(proto: onnx.ModelProto, folder: Path | None = None) -> dict[str, Weight]:
+    """Every weight and bias of the graph, by the name it is stored under; ``folder`` is where external data lies."""
+    return {name: Weight(nonzero.shape, int(np.count_nonzero(nonzero))) for name, nonzero in _nonzero(proto, folder)}
 
 
-def _nonzero(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+def _nonzero(proto: onnx.ModelProto, folder: Path | None) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Where each weight and bias of the graph is not zero, by the name it is stored under."""
-    graph = _Graph(proto)
+    graph = _Graph(proto, folder)
     shared = _shared_weights(graph)
     for name, tensor in graph.constants.items():
         if any(_looked_up(graph, node) for node, index in graph.users(name) if index == 0):
@@ -127,14 +128,15 @@ def _nonzero(proto: onnx.ModelProto) -> Iterator[tuple[str, NDArray[np.bool_]]]:
             block = next(
                 (node for node, index in graph.users(name) if (node.op_type, index) == ("MatMulNBits", 1)), None
             )
-            values = onnx.numpy_helper.to_array(tensor)
+            values = values_of(tensor, folder)
             yield name, _differs(values if block is None else _unpacked(graph, block, values), zero_point)
 
 
 class _Graph:
-    """Who makes and who takes each value of a graph."""
+    """Who makes and who takes each value of a graph, whose external data lies in ``folder``."""
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
+    def __init__(self, proto: onnx.ModelProto, folder: Path | None) -> None:
+        self.folder = folder
         self.nodes = list(proto.graph.node)
         self.constants = {tensor.name: tensor for tensor in proto.graph.initializer}
         self.producers: dict[str, onnx.NodeProto] = {}
@@ -154,7 +156,7 @@ class _Graph:
         if index is None or index >= len(node.input) or not node.input[index]:
             return np.zeros((), np.int64)
         tensor = self.constants.get(node.input[index])
-        return np.zeros((), np.int64) if tensor is None else onnx.numpy_helper.to_array(tensor)
+        return np.zeros((), np.int64) if tensor is None else values_of(tensor, self.folder)
 
 
 def _unpacked(graph: _Graph, node: onnx.NodeProto, packed: Array) -> Array:
@@ -188,7 +190,7 @@ def _shared_weights(graph: _Graph) -> dict[str, Array]:
         name = _looked_up(graph, node)
         if name is None:
             continue
-        numbers = onnx.numpy_helper.to_array(graph.constants[name])
+        numbers = values_of(graph.constants[name], graph.folder)
         shape = numbers.shape
         if graph.producers[node.input[1]].op_type == "Mod":
             numbers = np.stack([numbers & 15, numbers >> 4], axis=-1)
@@ -256,8 +258,10 @@ def _differs(array: Array, zero_point: Array) -> NDArray[np.bool_]:
     return np.asarray(array != zero_point.reshape([-1 if i == axis else 1 for i in range(array.ndim)]))
 
 
-def macs_by_operator(proto: onnx.ModelProto, inputs: Sequence[InputSpec] = ()) -> dict[str, int]:
-    """Multiply-accumulates for one sample, by operator type.
+def macs_by_operator(
+    proto: onnx.ModelProto, inputs: Sequence[InputSpec] = (), folder: Path | None = None
+) -> dict[str, int]:
+    """Multiply-accumulates for one sample, by operator type; ``folder`` is where external data lies.
 
     The shapes are those of a real run with batch 1: shape inference of onnx stops at operators of onnxruntime's own
     domain, and at shapes that are computed from shapes.
@@ -266,7 +270,7 @@ def macs_by_operator(proto: onnx.ModelProto, inputs: Sequence[InputSpec] = ()) -
         ModelError: onnxruntime cannot run the graph with one sample.
     """
     nodes = [node for node in proto.graph.node if node.op_type in _WEIGHT_INPUT]
-    shapes = _shapes(proto, {name for node in nodes for name in _measured(node)}, inputs)
+    shapes = _shapes(proto, {name for node in nodes for name in _measured(node)}, inputs, folder)
     macs: dict[str, int] = {}
     for node in nodes:
         macs[node.op_type] = macs.get(node.op_type, 0) + _macs(node, shapes)
@@ -294,9 +298,11 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     return out * data[0 if transposed else -1]
 
 
-def _shapes(proto: onnx.ModelProto, names: set[str], like: Sequence[InputSpec]) -> dict[str, Shape]:
+def _shapes(
+    proto: onnx.ModelProto, names: set[str], like: Sequence[InputSpec], folder: Path | None
+) -> dict[str, Shape]:
     """The shapes of the named values for one sample."""
-    graph = _Graph(proto)
+    graph = _Graph(proto, folder)
     shapes = {name: tuple(graph.constants[name].dims) for name in names if name in graph.constants}
     inputs = graph_inputs(proto, like)
     shapes |= {spec.name: (1, *spec.shape) for spec in inputs}
@@ -306,7 +312,7 @@ def _shapes(proto: onnx.ModelProto, names: set[str], like: Sequence[InputSpec]) 
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names - known))
     zeros = {spec.name: np.zeros((1, *spec.shape), spec.dtype) for spec in inputs}
     try:
-        (values,) = run(probe.SerializeToString(), [zeros])
+        (values,) = run(probe.SerializeToString(), [zeros], lean=True, folder=folder)
     except Exception as error:  # onnxruntime's errors have no common base of their own
         raise ModelError(f"onnxruntime cannot run the ONNX graph with one sample: {first_line(error)}.") from error
     return shapes | {output.name: value.shape for output, value in zip(probe.graph.output, values, strict=True)}

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor
 
 from compress.errors import ModelError
 from compress.values import InputSpec
@@ -89,6 +91,16 @@ def write_sizes(proto: onnx.ModelProto, inputs: Sequence[InputSpec]) -> None:
 def _usual_sizes(value: onnx.ValueInfoProto) -> tuple[int, ...]:
     found = _USUAL.fullmatch(value.doc_string)
     return tuple(int(size) for size in found[1].split("x")) if found else ()
+
+
+def values_of(tensor: onnx.TensorProto, folder: Path | None = None) -> Array:
+    """The values of a constant; what lies beside the graph, in ``folder``, is read and not kept in the tensor."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        described, tensor = tensor, onnx.TensorProto()
+        tensor.CopyFrom(described)
+        load_external_data_for_tensor(tensor, str(folder or ""))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+    return np.asarray(numpy_helper.to_array(tensor))
 
 
 def opset(proto: onnx.ModelProto) -> int:
@@ -184,13 +196,16 @@ def provenance(path: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def run(data: bytes | Path, batches: Sequence[dict[str, Array]], *, lean: bool = False) -> Iterator[list[Array]]:
+def run(
+    data: bytes | Path, batches: Sequence[dict[str, Array]], *, lean: bool = False, folder: Path | None = None
+) -> Iterator[list[Array]]:
     """Yield the outputs of the graph for each batch of inputs by name: CPU, one thread.
 
     Args:
         data: The graph, or its file, whose external data is then mapped into memory.
         batches: Inputs by name.
         lean: Optimise nothing and repack no weight: the memory needed is that of the file.
+        folder: Where the external data of a graph given as bytes lies.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
@@ -198,6 +213,8 @@ def run(data: bytes | Path, batches: Sequence[dict[str, Array]], *, lean: bool =
     if lean:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     source = data if isinstance(data, bytes) else str(data)
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     for batch in batches:

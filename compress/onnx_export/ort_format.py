@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from compress.errors import ExportError
-from compress.files import write_atomically
+from compress.files import copy_atomically
 from compress.models.onnx_file import Array, first_line, graph_inputs, read
 
 _ERRORS_ONLY = 3  # onnxruntime's log severity
@@ -53,7 +53,7 @@ def to_ort(source: Path, target: Path, batches: Sequence[dict[str, Array]] = ())
         for ours, theirs in zip(found, expected, strict=True):
             if not all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
                 raise ExportError(f"{target} gives other outputs than {source}. Ship the .onnx file.")
-        write_atomically(target, made.read_bytes())
+        copy_atomically(made, target)
 
 
 def _options() -> onnxruntime.SessionOptions:

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor
 
 from compress.errors import WorkspaceError
-from compress.models.onnx_file import Array
+from compress.models.onnx_file import Array, values_of
 
 Value = Callable[[], Array]
 
@@ -43,18 +42,11 @@ def from_file(path: Path) -> Traced:
     values: dict[str, Value] = {}
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            values[tensor.name] = partial(_read, tensor, path.parent)
+            values[tensor.name] = partial(values_of, _copy(tensor), path.parent)
         elif len(tensor.raw_data) > INLINE:
             values[tensor.name] = partial(numpy_helper.to_array, _copy(tensor))
             tensor.ClearField("raw_data")
     return Traced(proto, values)
-
-
-def _read(tensor: onnx.TensorProto, folder: Path) -> Array:
-    whole = _copy(tensor)
-    load_external_data_for_tensor(whole, str(folder))
-    whole.data_location = onnx.TensorProto.DEFAULT
-    return np.asarray(numpy_helper.to_array(whole))
 
 
 def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
