@@ -4,13 +4,15 @@
 
 Makes an MLP with random weights (12 x 8192 x 8192: 3.2 GB) and exports it in a process of its own. Where the peak comes
 from is told by part, each with its own high-water mark (VmHWM, reset between the parts; Linux only): the model itself,
-torch's answers, tracing, writing, checking and comparing. Pages of a file that is mapped into memory count, though the
+torch's answers, tracing, writing, checking and comparing. Then its weights are stored as int8, as `compress quantize`
+does with such files. Pages of a file that is mapped into memory count, though the
 system may take them back. Writes benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from torch import nn
 from compress.files import write_atomically
 from compress.measurement.environment import environment
 from compress.onnx_export import ExportConfig, export, finishing, stage
+from compress.quantization import QuantizeConfig, quantize
 from compress.values import Context, InputSpec, Model
 from compress.workspace import to_json
 
@@ -102,6 +105,10 @@ def measure(width: int, depth: int, external_above_bytes: int, folder: Path) -> 
         made, record = export(model, config, Context(data=None, directory=folder))
     seconds = time.perf_counter() - started
     peak = max(row["peak_bytes"] for row in parts.rows.values())
+    del module, model  # their memory is given back before the next part is measured
+    gc.collect()
+    with parts.measured("quantize"):  # int8 weights: beside the export, and no part of its peak
+        (variant,), _ = quantize(made, QuantizeConfig(method="weights"), Context(data=None, directory=folder))
     return {
         "width": width,
         "depth": depth,
@@ -113,6 +120,7 @@ def measure(width: int, depth: int, external_above_bytes: int, folder: Path) -> 
         "export_seconds": round(seconds, 1),
         "file_bytes": {file.name: file.stat().st_size for file in sorted(made.path.parent.glob(f"{made.path.name}*"))},
         "parts": parts.rows,
+        "int8_bytes": variant.onnx.path.stat().st_size,
         "figures": record.figures,
         "notes": record.notes,
         "environment": environment(1),

@@ -47,8 +47,7 @@ def opened_atomically(path: Path) -> Iterator[IO[bytes]]:
         sync_directory(path.parent)
     except OSError as error:
         raise WorkspaceError(
-            f"cannot write {path}: {error.strerror or error}. "
-            "Free some space, or choose a folder that can be written."
+            f"cannot write {path}: {error.strerror or error}. Free some space, or choose a folder that can be written."
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -78,6 +78,11 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
     """
     progress("reading the model", 0, 0)
     source = _read_model(recipe)
+    if source.fixed_batch is not None:
+        raise ModelError(
+            f"{source.path} runs batches of {source.fixed_batch} alone, which is not enough here. Export it "
+            "with a free axis 0, or free that of each input and output with onnx.tools.update_model_dims."
+        )
     data = _read_data(recipe, source, progress)
     inputs = data.inputs if data is not None else recipe.input_specs() or source.inputs
     if not inputs or any(0 in spec.shape for spec in inputs):  # 0: a free axis of an ONNX file
@@ -155,9 +160,11 @@ def _fitting(
     if len(wanted) == len(given):
         wanted = tuple(_sized(own, sample) for own, sample in zip(wanted, given, strict=True))
     shapes = [(spec.shape, spec.dtype) for spec in wanted]
-    if data is not None and shapes != [(spec.shape, spec.dtype) for spec in given]:
+    if shapes != [(spec.shape, spec.dtype) for spec in given]:
         found = ", ".join(f"{spec.shape} {spec.dtype}" for spec in given)
-        needs = ", ".join(f"{spec.shape} {spec.dtype}" for spec in wanted)
+        needs = ", ".join(f"{spec.shape} {spec.dtype}" for spec in wanted).replace("(0,", "(any,").replace(" 0", " any")
+        if data is None:
+            raise RecipeError(f"{source.path} takes samples of {needs}, but --input tells {found}. Write 48:int64.")
         raise DataError(f"{source.path} takes samples of {needs}, but the data has {found}. See --size and --channels.")
     return wanted
 

@@ -154,7 +154,9 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
             workspace.finish(stage.directory, stored)
         state, record = restore(state, stored, workspace.stage_directory(stage.directory), opened.example)
         records.append(record)
-    return ship(workspace, recipe, opened, state, tuple(records), command)
+    report = ship(workspace, recipe, opened, state, tuple(records), command)
+    workspace.drop_cache()
+    return report
 
 
 def _check_names(recipe: Recipe, opened: Opened) -> None:

@@ -15,7 +15,7 @@ from compress.onnx_export import to_ort
 from compress.opening import Opened
 from compress.recipe import Recipe
 from compress.reporting import Report, build_report, render_html, render_markdown, weight_pictures
-from compress.values import StageRecord, State
+from compress.values import OnnxModel, StageRecord, State
 from compress.workspace import Workspace, fingerprint, to_json
 
 _SHORT = 16  # hexadecimal digits that tell recipes and calibrations apart; each byte counts in a small file
@@ -49,7 +49,7 @@ def ship(
         notes=opened.notes,
     )
     told = origin(opened.source.sha256, report.shipped, records)
-    zipped = write_shipped(report.shipped.variant.onnx.path, workspace.root, told, ort=recipe.export.ort)
+    zipped = write_shipped(report.shipped.variant.onnx, workspace.root, told, ort=recipe.export.ort)
     report = replace(report, shipped_zip_bytes=zipped)
     for name, content in (opened.data.files if opened.data is not None else {}).items():
         workspace.write(name, content)
@@ -80,11 +80,11 @@ def origin(source_sha256: str, shipped: Measurement, records: Sequence[StageReco
     }
 
 
-def write_shipped(path: Path, directory: Path, facts: Mapping[str, Any], ort: bool = False) -> int:
+def write_shipped(onnx: OnnxModel, directory: Path, facts: Mapping[str, Any], ort: bool = False) -> int:
     """Write a file as model.onnx, with its external data and what ``facts`` tell of it, and its zip.
 
     Args:
-        path: The variant that ships.
+        onnx: The variant that ships.
         directory: Where the files go.
         facts: Of `origin`.
         ort: Write model.ort too, onnxruntime's own format.
@@ -93,11 +93,12 @@ def write_shipped(path: Path, directory: Path, facts: Mapping[str, Any], ort: bo
         Bytes of the zip.
     """
     target = directory / SHIPPED_NAME
-    for name, file in members(path).items():
+    for name, file in members(onnx.path).items():
         if name != SHIPPED_NAME:
             copy_atomically(file, directory / name)
-    write_atomically(target, stamp(path, facts))
+    write_atomically(target, stamp(onnx.path, facts))
     zipped = write_zip(target, directory / f"{SHIPPED_NAME}.zip")
+    target.with_suffix(".ort").unlink(missing_ok=True)  # of an earlier model.onnx
     if ort:
-        to_ort(target, target.with_suffix(".ort"))
+        to_ort(target, target.with_suffix(".ort"), onnx.inputs)
     return zipped

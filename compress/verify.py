@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from compress.errors import ExportError, ModelError, SparsityError
 from compress.measurement import open_session
 from compress.models.counts import weight_zeros
+from compress.models.onnx_file import first_line
 from compress.sparsity import sparsifiable
 from compress.values import Model, OnnxModel, State
 
@@ -145,7 +146,13 @@ def _check(
     error = ModelError if isinstance(like, Model) else ExportError
     found = []
     for batch in BATCHES:
-        output = run(tuple(x[:batch] for x in example))
+        try:
+            output = run(tuple(x[:batch] for x in example))
+        except Exception as failure:  # whatever torch or onnxruntime raises
+            raise error(
+                f"{name}: a batch of {batch} cannot be run: {first_line(failure)}. "
+                "Axis 0 of every input must be the batch, of any size."
+            ) from failure
         if not np.isfinite(output).all():
             raise error(f"{name}: outputs are not finite at batch size {batch}.")
         found.append(output.shape)

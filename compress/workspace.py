@@ -105,6 +105,10 @@ class Workspace:
         """Where a stage keeps work that it goes on from after it was stopped: calibration. No part of the result."""
         return self.root / "cache"
 
+    def drop_cache(self) -> None:
+        """Nothing is left to go on from: the run is whole."""
+        shutil.rmtree(self.cache, ignore_errors=True)
+
     def begin(self, stage: str) -> Path:
         """A fresh directory for the files of a stage that starts; `finish` gives it its final name."""
         partial = self.root / "stages" / f"{stage}.partial"

@@ -180,6 +180,7 @@ def test_quantize_static_runs_in_a_process_of_its_own(model: Path, calibration: 
     ("code", "status"),
     [
         ("import sys; sys.stderr.write('Traceback\\nValueError: no scale\\n'); sys.exit(1)", "ValueError: no scale"),
+        ("import sys; sys.exit('a.b.InvalidArgument: 2')", "a.b.InvalidArgument: 2"),
         ("import sys; sys.exit(7)", "ended with status 7"),
         ("pass", "wrote no int8.onnx, but no ONNX file"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import ModelError
+from compress.models import counts as counts_module
 from compress.models.counts import count, count_weights, weight_zeros
 from compress.models.onnx_file import graph_inputs, read
 from compress.values import InputSpec
@@ -222,3 +223,25 @@ def test_numbers_of_a_codebook_count_as_the_weights_they_stand_for(packed: bool,
     assert count_weights(path) == {"w": (6, 3)}
     assert np.array_equal(weight_zeros(path)["w"], numbers == 1)
     assert count(path).macs == 6
+
+
+def test_weights_beside_the_graph_are_counted_without_becoming_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph with all its weights cannot be serialized above 2 GB, and so not be run to count."""
+    matmul = helper.make_node("MatMul", ["x", "w"], ["y"])
+    path = _save(tmp_path / "m.onnx", [matmul], {"w": np.eye(50, dtype=np.float32)}, (50,))
+    inline = count(path)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    run, ran = counts_module.run, []
+
+    def watched(data: bytes, *args: object, **kwargs: object) -> object:
+        ran.append(len(data))
+        return run(data, *args, **kwargs)
+
+    monkeypatch.setattr(counts_module, "run", watched)
+    assert count(path) == inline
+    assert inline.nonzero == 50
+    assert count_weights(path) == {"w": (2500, 50)}
+    assert weight_zeros(path)["w"].sum() == 2450
+    assert ran[0] < 1000

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from compress.errors import WorkspaceError
-from compress.files import write_atomically
+from compress.files import copy_atomically, opened_atomically, write_atomically
 
 
 def test_a_file_is_written_with_the_folders_above_it(tmp_path: Path) -> None:
@@ -55,3 +56,22 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"")
     with pytest.raises(WorkspaceError, match="cannot write"):
         write_atomically(tmp_path / "out" / "model.onnx", b"new")
+
+
+def test_a_copy_holds_the_bytes_of_its_source_which_may_be_the_target_itself(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"weights")
+    copy_atomically(tmp_path / "source", tmp_path / "new" / "target")
+    copy_atomically(tmp_path / "source", tmp_path / "source")
+    assert (tmp_path / "new" / "target").read_bytes() == (tmp_path / "source").read_bytes() == b"weights"
+
+
+def _write_half(file: IO[bytes]) -> None:
+    file.write(b"ne")
+    raise ValueError("half")
+
+
+def test_content_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"old")
+    with pytest.raises(ValueError, match="half"), opened_atomically(tmp_path / "out") as file:
+        _write_half(file)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("out", b"old")]

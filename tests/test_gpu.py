@@ -42,3 +42,13 @@ def test_variants_are_timed_on_the_cuda_provider_itself(quick: Quick, tmp_path: 
     assert rows["CUDAExecutionProvider"]["p50_ms"] > 0
     session = open_session(tmp_path / "run" / variants[0]["file"], "cuda", threads=1)
     assert session.get_providers()[0] == "CUDAExecutionProvider"
+
+
+@pytest.mark.gpu
+@needs_cuda_provider
+def test_a_float16_file_runs_on_the_cuda_provider_close_to_float(quick: Quick, tmp_path: Path) -> None:
+    run(quick(skip=("prune", "sparsify"), providers=("cpu", "cuda")))
+    variants = json.loads((tmp_path / "run" / "report.json").read_text())["variants"]
+    half = next(variant for variant in variants if variant["name"] == "baseline-float16")
+    assert half["fidelity"] > 0.99
+    assert {t["provider"]: t["status"] for t in half["latency"]}["CUDAExecutionProvider"] == "ok"

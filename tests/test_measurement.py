@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from compress.data.splits import Batch, Split
+from compress.data.splits import Batch, Data, Split
 from compress.errors import MeasurementError, WorkspaceError
 from compress.measurement import (
     Outputs,
@@ -29,7 +30,8 @@ from compress.measurement import (
     write_zip,
     zip_bytes,
 )
-from compress.values import InputSpec, Model, OnnxModel
+from compress.quantization import QuantizeConfig, quantize
+from compress.values import Context, InputSpec, Model, OnnxModel
 
 FEATURES, CLASSES = 4, 4
 INPUTS = (InputSpec("x", (FEATURES,)),)
@@ -130,6 +132,19 @@ def test_the_zip_holds_the_model_and_its_external_data(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "out")
     (out,) = open_session(tmp_path / "out" / "model.onnx", "cpu", 1).run(None, {"x": np.eye(4, dtype=np.float32)})
     assert np.array_equal(np.asarray(out), np.eye(4))
+
+
+def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    size = 4 * FEATURES * 1_000_000
+    model = write_linear(tmp_path / "m.onnx", np.zeros((FEATURES, 1_000_000), np.float32), external=True)
+    tracemalloc.start()
+    zip_bytes(model.path)
+    write_zip(model.path, tmp_path / "m.zip")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < size / 3
+    with zipfile.ZipFile(tmp_path / "m.zip") as archive:
+        assert archive.read("m.data") == (tmp_path / "m.data").read_bytes()
 
 
 def test_zeros_make_the_zip_smaller(tmp_path: Path) -> None:
@@ -263,3 +278,27 @@ def test_a_drop_is_of_accuracy_where_there_are_labels_else_of_fidelity() -> None
     unlabelled = score(Outputs(changed, None), Outputs(reference, None))
     assert unlabelled.accuracy is None
     assert drop(unlabelled, score(Outputs(reference, None), Outputs(reference, None))) == 0.5
+
+
+def test_a_dynamically_quantized_file_is_scored_one_sample_at_a_time(tmp_path: Path) -> None:
+    """Its scales are taken over a batch: one huge sample would round all others of its batch to nothing."""
+    weight = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["input", "w"], ["output"], name="product")],
+        "model",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    inputs = (InputSpec("input", (4,)),)
+    samples = np.random.default_rng(1).standard_normal((8, 4)).astype(np.float32)
+    samples[0] *= 1e6
+    split = Split("test", lambda indices: ((torch.from_numpy(samples[indices]),), None), np.arange(8), labelled=False)
+    data = Data("made", split, split, split, split, inputs=inputs, sha256="")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    config = QuantizeConfig(method="dynamic", per_channel="no", reduce_range="no")
+    (variant,), _ = quantize(OnnxModel(path, inputs, 18), config, Context(data, tmp_path / "q", max_drop=1.0))
+    values = outputs_of(variant.onnx, split).values
+    np.testing.assert_allclose(values[1:], samples[1:] @ weight, atol=0.1)

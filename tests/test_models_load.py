@@ -179,7 +179,36 @@ def test_an_onnx_file_enters_at_quantize_with_its_inputs_and_opset(tmp_path: Pat
 
 
 def test_an_onnx_file_with_a_fixed_batch_says_so(tmp_path: Path) -> None:
-    assert load(write_onnx(tmp_path / "m.onnx", 1)).notes == ("the file fixes its batch at 1: no other can be run",)
+    assert load(write_onnx(tmp_path / "m.onnx", 1)).fixed_batch == 1
+    assert load(write_onnx(tmp_path / "m.onnx", "n")).fixed_batch is None
+
+
+def test_the_hash_of_an_onnx_file_is_of_its_weights_beside_it_too(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", "n")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    before = load(path).sha256
+    (tmp_path / "m.data").write_bytes(bytes(len((tmp_path / "m.data").read_bytes())))
+    assert load(path).sha256 != before
+
+
+def test_weights_for_a_factory_are_mapped_into_memory_and_a_whole_module_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are copied into the module; a module that lay in its file would change when the file is written."""
+    read, mapped = torch.load, []
+
+    def watched(*args: Any, mmap: bool | None = None, **kwargs: Any) -> Any:
+        mapped.append(mmap)
+        return read(*args, mmap=mmap, **kwargs)
+
+    monkeypatch.setattr(torch, "load", watched)
+    load(save(tmp_path / "state.pt", digits_cnn().state_dict()), factory=DIGITS)
+    module = load(save(tmp_path / "module.pt", digits_cnn())).module
+    assert mapped == [True, False]
+    assert module is not None
+    before = [p.clone() for p in module.parameters()]
+    save(tmp_path / "module.pt", digits_cnn())
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
 
 
 def test_an_onnx_file_without_its_weights_file_names_it(tmp_path: Path) -> None:

@@ -36,3 +36,9 @@ def test_a_free_length_needs_a_text(compress: Call, model_file: Path) -> None:
     outcome = compress("export", model_file, "--input", "1x8x8", "--dynamic-length", "yes")
     assert outcome.status == 1
     assert "no input is a text" in outcome.err
+
+
+def test_the_onnx_file_cannot_have_the_name_of_the_ort_file(compress: Call, model_file: Path) -> None:
+    outcome = compress("export", model_file, "--input", "1x8x8", "--ort", "--out", "small.ort")
+    assert outcome.status == 2
+    assert "name it small.onnx, and give --ort" in outcome.err

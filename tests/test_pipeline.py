@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from compress import pipeline
 from compress.data import DataOptions, Tokenizer, load_data
 from compress.errors import CompressError, SparsityError, WorkspaceError
 from compress.models.counts import count_weights
+from compress.models.onnx_file import provenance, read, serialize
 from compress.models.reference import LSTMClassifier
 from compress.pipeline import STAGES, run
 from compress.recipe import Recipe, load_recipe
@@ -104,16 +106,29 @@ def test_the_shipped_file_is_the_variant_that_the_verdict_names(finished: Path) 
     report = report_of(finished)
     shipped = next(v for v in report["variants"] if v["name"] == report["shipped"])
     baseline = report["variants"][0]
-    assert (finished / "model.onnx").read_bytes() == (finished / shipped["file"]).read_bytes()
+    stamped = read(finished / "model.onnx")
+    assert [entry.key for entry in stamped.metadata_props] == ["compress"]
+    del stamped.metadata_props[:]
+    assert serialize(stamped) == (finished / shipped["file"]).read_bytes()
     with zipfile.ZipFile(finished / "model.onnx.zip") as archive:
         assert archive.read("model.onnx") == (finished / "model.onnx").read_bytes()
-    assert (finished / "model.onnx.zip").stat().st_size == shipped["zip_bytes"]
+    zipped = (finished / "model.onnx.zip").stat().st_size
     verdict = report["verdict"]
-    assert verdict["zip_ratio"] == pytest.approx(baseline["raw_bytes"] / shipped["zip_bytes"])
+    assert verdict["zip_ratio"] == pytest.approx(baseline["raw_bytes"] / zipped)
+    assert shipped["zip_bytes"] < zipped < shipped["zip_bytes"] + 500  # the stamp
     assert verdict["drop"] == pytest.approx(baseline["accuracy"]["value"] - shipped["accuracy"]["value"])
     assert verdict["passed"] == (verdict["drop"] <= verdict["max_drop"])
     smallest = min(v["zip_bytes"] for v in report["variants"] if v["validation"]["drop"] <= 0.1)
     assert shipped["zip_bytes"] == smallest
+
+
+def test_the_shipped_file_tells_its_source_and_its_accuracy(finished: Path, model_file: Path) -> None:
+    report, told = report_of(finished), provenance(finished / "model.onnx")
+    shipped = next(v for v in report["variants"] if v["name"] == report["shipped"])
+    assert told["source"] == hashlib.sha256(model_file.read_bytes()).hexdigest()
+    assert (told["variant"], told["samples"]) == (report["shipped"], shipped["accuracy"]["n"])
+    assert told["accuracy"] == pytest.approx(shipped["accuracy"]["value"], abs=1e-6)
+    assert told["versions"]["onnxruntime"] == onnxruntime.__version__
 
 
 def test_the_accuracy_in_the_report_is_that_of_the_file(finished: Path, digits_file: Path) -> None:
@@ -186,6 +201,52 @@ def test_a_run_killed_in_a_stage_resumes_to_the_same_result(
         assert (tmp_path / "run" / "stages" / name / "record.json").stat().st_mtime_ns == stamp, f"{name} ran again"
     assert (tmp_path / "run" / "model.onnx").read_bytes() == (finished / "model.onnx").read_bytes()
     assert without_timings(report_of(tmp_path / "run")) == without_timings(report_of(finished))
+
+
+KILLED_CALIBRATING = """
+import json, os, signal, sys
+from pathlib import Path
+from compress import pipeline
+from compress.quantization import calibration
+from compress.recipe import load_recipe
+def progress(label, done, total, note=""):
+    if label == "calibrating" and done >= total / 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+calibration._SAVE_SECONDS = 0.0
+pipeline.run(load_recipe(Path(sys.argv[1]), json.loads(sys.argv[2])), progress)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_its_calibration_goes_on_to_the_same_bytes(
+    model_file: Path, digits_file: Path, tmp_path: Path
+) -> None:
+    options = {
+        **QUICK,
+        "data": f"npz:{digits_file}",
+        "skip": ["prune", "sparsify"],
+        "quantize": {"method": "static", "batch_size": 8, "compact": "no"},
+    }
+    run(load_recipe(model_file, {**options, "out": tmp_path / "whole"}))
+    stopped = {**options, "out": str(tmp_path / "run")}
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED_CALIBRATING, str(model_file), json.dumps(stopped)],
+        capture_output=True,
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    assert (tmp_path / "run" / "cache" / "calibration.npz").is_file()
+    told: list[int] = []
+
+    def progress(label: str, done: int, total: int, note: str = "") -> None:
+        if label == "calibrating":
+            told.append(done)
+
+    run(load_recipe(model_file, {**stopped, "resume": True}), progress)
+    assert told[0] == 40  # 32 of 64 samples were kept
+    for file in (tmp_path / "whole").rglob("*.onnx*"):
+        assert (tmp_path / "run" / file.relative_to(tmp_path / "whole")).read_bytes() == file.read_bytes(), file
+    assert not (tmp_path / "run" / "cache").exists()
 
 
 def test_resume_runs_again_what_other_options_would_change(quick: Quick, tmp_path: Path) -> None:

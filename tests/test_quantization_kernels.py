@@ -131,3 +131,27 @@ def test_a_path_gives_what_its_bytes_give_and_is_left_alone(tmp_path: Path) -> N
 def test_inputs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(QuantizationError, match="cannot be counted"):
         _share(_cnn(), {"x": _weights(1, 3, 6, 6)})
+
+
+def test_nodes_of_inner_graphs_are_left_out() -> None:
+    """The profile tells of them too, the main graph does not have them."""
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("MatMul", ["a", "w"], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+        )
+        for name in ("then_branch", "else_branch")
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("ReduceSum", ["a"], ["sum"], keepdims=0, name="sum"),
+        helper.make_node("Greater", ["sum", "zero"], ["positive"], name="positive"),
+        helper.make_node("If", ["positive"], ["y"], name="if", **branches),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
+    constants = [numpy_helper.from_array(_weights(4, 4), "w"), numpy_helper.from_array(np.float32(0), "zero")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    assert [each.name for each in _share(proto, {"x": np.ones((1, 4), np.float32)}).in_float] == ["first"]

@@ -92,6 +92,21 @@ def test_latencies_within_3_percent_are_equal_and_the_smallest_of_them_wins() ->
     assert choose(close, "latency", 0.01).shipped == "small"
 
 
+def test_of_equally_fast_files_of_similar_size_the_most_accurate_ships() -> None:
+    smaller, better = measured("smaller", 1000, 0.1, validation=0.895), measured("better", 1290, 0.101)
+    assert choose((BASE, smaller, better), "latency", 0.05).shipped == "better"
+    larger = measured("larger", 1310, 0.101)
+    assert choose((BASE, smaller, larger), "latency", 0.05).shipped == "smaller"
+
+
+def test_balanced_ships_nothing_that_is_slower_than_the_original() -> None:
+    tiny = measured("tiny", 10, 1.04)  # a thousand times smaller, and 4 % slower than the baseline's 1.0
+    choice = choose((BASE, tiny, measured("equal", 5000, 1.02)), "balanced", 0.01)
+    assert choice.shipped == "equal"
+    assert choice.reasons["tiny"].startswith("slower than the original")
+    assert choose((BASE, tiny), "size", 0.01).shipped == "tiny"
+
+
 def test_balanced_weighs_both() -> None:
     small, fast = measured("small", 1000, 1.0), measured("fast", 9000, 0.25)
     both = measured("both", 3000, 0.4)  # ratios 13.3 × 2.5, against 40 × 1 and 4.4 × 4

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from compress.data import synthetic
-from compress.errors import SparsityError
+from compress.errors import ModelError, SparsityError
 from compress.models.counts import weight_zeros
 from compress.models.reference import LSTMClassifier
 from compress.onnx_export import export, stage
@@ -122,7 +122,7 @@ def test_a_zero_that_the_simplifier_moves_is_noticed(
         export_verified(model, tmp_path)
 
 
-@pytest.mark.parametrize(("method", "function"), [("static", "quantize_static_qdq"), ("weights", "quantize_weights")])
+@pytest.mark.parametrize(("method", "function"), [("static", "build"), ("weights", "quantize_weights")])
 def test_a_zero_that_the_quantizer_moves_is_noticed(
     method: Any, function: str, exported: State, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,3 +214,14 @@ def test_a_tied_weight_that_is_written_twice_is_checked_by_its_name() -> None:
 
 def test_what_lost_its_name_and_changed_in_number_cannot_be_compared() -> None:
     check_zeros({"a": zeros("0011")}, {"p": zeros("1111"), "q": zeros("1111")}, "x")
+
+
+def test_a_model_that_cannot_run_a_batch_is_refused_with_the_batch_and_the_reason(model: Model) -> None:
+    class OneAtATime(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(1, -1)[:, : 8 * 8].reshape(len(x), 64)
+
+    example = tuple(torch.zeros(2, *spec.shape) for spec in model.inputs)
+    after = State(replace(model, module=OneAtATime()))
+    with pytest.raises(ModelError, match="a batch of 2 cannot be run: shape"):
+        verify(State(model), after, None, example)

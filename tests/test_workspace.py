@@ -65,6 +65,22 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> 
     assert list((tmp_path / "run" / "stages").iterdir()) == []
 
 
+def test_what_is_kept_to_go_on_from_survives_a_resume_and_no_overwrite(tmp_path: Path) -> None:
+    workspace = Workspace.open(tmp_path / "run")
+    kept = workspace.cache / "calibration.npz"
+    for content, options in ((True, {"resume": True}), (False, {"overwrite": True})):
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(b"ranges")
+        Workspace.open(tmp_path / "run", **options)
+        assert kept.exists() == content
+    kept.parent.mkdir()
+    kept.write_bytes(b"ranges")
+    workspace.write_manifest({})
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["files"] == {}
+    workspace.drop_cache()
+    assert not workspace.cache.exists()
+
+
 def test_resume_and_overwrite_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match="one of them"):
         Workspace.open(tmp_path / "run", resume=True, overwrite=True)

@@ -56,9 +56,10 @@ def cut_by_peer(module: nn.Module, size: int, hold: list[str]) -> tuple[Cut, nn.
 
 
 def what_went_wrong(done: subprocess.CompletedProcess[str]) -> str:
-    """The last error that a process told before it ended, in one line."""
-    errors = [line for line in done.stderr.splitlines() if _ERROR.match(line)]
-    return (errors[-1] if errors else f"ended with status {done.returncode}")[:200]
+    """The last error that a process told before it ended, else its last words, in one line."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.match(line)]
+    return [f"ended with status {done.returncode}", *lines[-1:], *errors[-1:]][-1][:200]
 
 
 def interpreter(peer: str, folder: Path = FOLDER) -> Path:

@@ -169,7 +169,7 @@ def _row(file: _File, opened: Mapping[str, _File], timings: Mapping[str, Timing]
 
 def markdown(name: str, rows: Sequence[Row]) -> str:
     """The table of one model."""
-    head = ["", "accuracy", "drop (McNemar)", "against ours", "agrees", "p50", "speed-up", "ours is faster by"]
+    head = ["", "accuracy", "drop (McNemar)", "above ours (McNemar)", "agrees", "p50", "speed-up", "ours is faster by"]
     head += ["bytes", "zipped", "made in"]
     n = next((row.accuracy.n for row in rows if row.accuracy is not None), 0)
     lines = [f"**{name}** (n = {n:,}; 95 % intervals in brackets)", "", f"| {' | '.join(head)} |"]

@@ -44,6 +44,8 @@ def export(model: Path, out: Path, **options: Any) -> int:
     from compress.onnx_export import to_ort
     from compress.opening import open_inputs
 
+    if out.suffix == ".ort":
+        raise click.UsageError(f"--out {out} is the ONNX file: name it {out.with_suffix('.onnx')}, and give --ort.")
     named = {f"export.{name}": options.pop(name) for name in _FIELDS}
     recipe = recipe_from(model, {**options, **named})
     with Display() as display:
@@ -53,7 +55,7 @@ def export(model: Path, out: Path, **options: Any) -> int:
         context = opened.context(out.parent, recipe, display)
         onnx, record = run_stage(opened.original, recipe.export, context, file_name=out.name)
         if recipe.export.ort:
-            to_ort(onnx.path, onnx.path.with_suffix(".ort"))
+            to_ort(onnx.path, onnx.path.with_suffix(".ort"), onnx.inputs)
     for note in (*opened.notes, *record.notes):
         say(note)
     figures = record.figures

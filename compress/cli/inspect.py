@@ -65,7 +65,7 @@ def _show_groups(model: Path, as_json: bool, options: Mapping[str, Any]) -> int:
     with Display() as display:
         opened = open_inputs(recipe, display)
         if opened.state.onnx is not None:
-            return show_onnx(opened.state.onnx.path, as_json)
+            return show_onnx(opened.state.onnx, as_json)
         module = opened.needs_torch("inspect").module
         structure = analyse(module, tuple(x[:1] for x in opened.example), display)
     if as_json:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.cli.console import say, show_table
 
+if TYPE_CHECKING:
+    from compress.values import OnnxModel
 
-def show_onnx(path: Path, as_json: bool) -> int:
+
+def show_onnx(onnx: OnnxModel, as_json: bool) -> int:
     """Print what an ONNX file holds, and where it says that it comes from."""
-    facts = _facts(path)
+    facts = _facts(onnx)
     if as_json:
         say(json.dumps(facts, indent=2))
         return 0
@@ -30,12 +32,13 @@ def show_onnx(path: Path, as_json: bool) -> int:
     return 0
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _facts(onnx: OnnxModel) -> dict[str, Any]:
     from compress.measurement import raw_bytes
     from compress.models.counts import count
     from compress.models.onnx_file import opset, provenance, read
 
-    proto, counts = read(path, weights=False), count(path)
+    path = onnx.path
+    proto, counts = read(path, weights=False), count(path, onnx.inputs)
     operators = Counter(node.op_type for node in proto.graph.node)
     return {
         "operators": dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),

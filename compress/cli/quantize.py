@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,11 +84,12 @@ def _quantize(opened: Opened, recipe: Recipe, context: Context) -> int:
     choice = choose(measurements, recipe.objective, recipe.max_drop)
     shipped = next(measurement for measurement in measurements if measurement.variant.name == choice.shipped)
     told = origin(opened.source.sha256, shipped, (record,))
-    write_shipped(shipped.variant.onnx.path, context.directory, told, ort=recipe.export.ort)
+    write_shipped(shipped.variant.onnx, context.directory, told, ort=recipe.export.ort)
     entries = variant_entries(measurements, context.directory, choice)
     found = {"shipped": choice.shipped, "met": choice.met, "variants": entries, "quantize": record}
     write_atomically(context.directory / "quantize.json", to_json(found))
-    for note in (*opened.notes, *record.notes):
+    shutil.rmtree(context.directory / CACHE, ignore_errors=True)  # nothing is left to go on from
+    for note in dict.fromkeys((*opened.notes, *record.notes, *filter(None, [record.skipped]))):
         say(note)
     table = variant_table(entries, choice.shipped)
     show_table(table.columns, table.rows, table.mark)

@@ -9,6 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -76,7 +77,8 @@ def outputs_of(
     Args:
         model: A torch model runs on ``device``, an ONNX file on the CPU with every core that is available.
         split: At least one sample.
-        batch_size: Samples at a time, at most: fewer where samples are large.
+        batch_size: Samples at a time, at most: fewer where samples are large. An ONNX file that takes the ranges of its
+            activations at run time takes them over the whole batch: it runs one sample at a time.
         device: Of torch; a module that is not there yet is copied.
         progress: Told after every batch.
 
@@ -84,7 +86,7 @@ def outputs_of(
         MeasurementError: the split is empty, or an output is not finite, or not one answer a sample.
     """
     run = _torch_run(model, device) if isinstance(model, Model) else _onnx_run(model)
-    size = _fitting(batch_size, model.inputs)
+    size = 1 if isinstance(model, OnnxModel) and _is_dynamic(model) else _fitting(batch_size, model.inputs)
     values: list[NDArray[np.float32]] = []
     labels: list[NDArray[np.int64]] = []
     done = 0
@@ -160,6 +162,12 @@ def score(outputs: Outputs, reference: Outputs) -> Score:
 def drop(score: Score, baseline: Score) -> float:
     """What was lost against the baseline, as a fraction of accuracy, or of fidelity without labels; may be below 0."""
     return baseline.figure - score.figure
+
+
+def _is_dynamic(model: OnnxModel) -> bool:
+    """Whether a sample's answer depends on the others of its batch, since scales are taken over all of it."""
+    graph = onnx.load(str(model.path), load_external_data=False).graph
+    return any(str(node.op_type).startswith("DynamicQuantize") for node in graph.node)
 
 
 def _fitting(batch_size: int, inputs: tuple[InputSpec, ...]) -> int:

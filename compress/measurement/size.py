@@ -19,6 +19,7 @@ _PERMISSIONS = 0o100644 << 16  # a regular file, rw-r--r--
 _UNIX = 3
 _ZIP64_ABOVE = 1 << 30  # bytes of a file whose sizes may not fit the older format
 _CHUNK = 1 << 20
+_IN_MEMORY = 64 << 20  # bytes of a zip that is only weighed; a larger one is put on disk
 
 
 def raw_bytes(path: Path) -> int:
@@ -28,7 +29,7 @@ def raw_bytes(path: Path) -> int:
 
 def zip_bytes(path: Path) -> int:
     """Bytes of the zip that would ship: see `write_zip`."""
-    with tempfile.TemporaryFile() as file:
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
         return _zip(members(path), file)
 
 

@@ -38,12 +38,13 @@ class Source:
 
     path: Path
     kind: Kind
-    sha256: str  # of the file
+    sha256: str  # of the file, and of the files beside it that hold weights of an ONNX graph
     module: nn.Module | None = None  # on the CPU, in eval mode; float32, but for "exported", whose graph fixes dtypes
     onnx: OnnxModel | None = None
     inputs: tuple[InputSpec, ...] | None = None  # where the file tells them: "exported" with example inputs, "onnx"
     notes: tuple[str, ...] = ()  # what was done to the model while loading, one line each
     skips: str | None = None  # which stages cannot run and why, and where the model enters; None for "module"
+    fixed_batch: int | None = None  # of an ONNX graph that runs no other; None: axis 0 of every input is free
 
 
 def load(
@@ -70,15 +71,15 @@ def load(
     """
     path = Path(path)
     content = sniff(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _sha256(path)
     if content == "onnx":
         return _load_onnx(path, digest)
     if content == "exported":
         return _load_exported(path, digest, trust_pickle)
     if content == "torchscript":
         return _finish(path, "torchscript", digest, load_torchscript(path, trust_pickle=trust_pickle))
-    payload, notes = _read_payload(path, content, trust, trust_pickle)
+    # Mapped into memory only where the values are copied into a module: the file may be written again later.
+    payload, notes = _read_payload(path, content, trust, trust_pickle, mapped=factory is not None)
     if isinstance(payload, nn.Module):
         if factory is not None:
             notes += (f"--factory {factory} is not used: the file holds the whole model",)
@@ -110,11 +111,11 @@ def load_new(factory: str, factory_args: Mapping[str, Any] | None = None, seed: 
 
 
 def _read_payload(
-    path: Path, content: Content, trust: Sequence[str], trust_pickle: bool
+    path: Path, content: Content, trust: Sequence[str], trust_pickle: bool, mapped: bool
 ) -> tuple[Any, tuple[str, ...]]:
     if content == "safetensors":
         return state.unwrap(state.read_safetensors(path))
-    return state.unwrap(load_pickle(path, content, trust=trust, trust_pickle=trust_pickle))
+    return state.unwrap(load_pickle(path, content, trust=trust, trust_pickle=trust_pickle, mapped=mapped))
 
 
 def _finish(path: Path, kind: Kind, digest: str, module: nn.Module, notes: tuple[str, ...] = ()) -> Source:
@@ -150,7 +151,9 @@ def _load_exported(path: Path, digest: str, trust_pickle: bool) -> Source:
 
 def _load_onnx(path: Path, digest: str) -> Source:
     model = onnx.load_model(path, load_external_data=False)
-    _check_external_data(path, model)
+    apart = _external_files(path, model)
+    if apart:  # the weights make the model what it is, too
+        digest = hashlib.sha256(" ".join([digest, *map(_sha256, apart)]).encode()).hexdigest()
     inputs = graph_inputs(model, strict=False)  # sizes of free axes come from the data or --input
     output = [dimension.dim_value for dimension in model.graph.output[0].type.tensor_type.shape.dim]
     task: Literal["classification", "other"] = "classification" if len(output) == 2 and output[1] >= 2 else "other"
@@ -160,18 +163,19 @@ def _load_onnx(path: Path, digest: str) -> Source:
         digest,
         onnx=OnnxModel(path, inputs, opset(model), task),
         inputs=inputs,
-        notes=_fixed_batch_notes(model, inputs),
         skips=_SKIPS["onnx"],
+        fixed_batch=_fixed_batch(model, inputs),
     )
 
 
-def _fixed_batch_notes(model: onnx.ModelProto, inputs: tuple[InputSpec, ...]) -> tuple[str, ...]:
+def _fixed_batch(model: onnx.ModelProto, inputs: tuple[InputSpec, ...]) -> int | None:
     names = {spec.name for spec in inputs}
     batches = {v.type.tensor_type.shape.dim[0].dim_value for v in model.graph.input if v.name in names}
-    return tuple(f"the file fixes its batch at {batch}: no other can be run" for batch in sorted(batches - {0}))
+    return max(batches) or None
 
 
-def _check_external_data(path: Path, model: onnx.ModelProto) -> None:
+def _external_files(path: Path, model: onnx.ModelProto) -> list[Path]:
+    """The files beside an ONNX graph that hold its weights, by name."""
     files = {
         entry.value
         for tensor in model.graph.initializer
@@ -181,6 +185,12 @@ def _check_external_data(path: Path, model: onnx.ModelProto) -> None:
     missing = sorted(name for name in files if not (path.parent / name).is_file())
     if missing:
         raise ModelError(f"{path} keeps its weights in {missing[0]!r}, which is not beside it. Put both in one folder.")
+    return [path.parent / name for name in sorted(files)]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _explain_payload(path: Path, payload: Any) -> str:

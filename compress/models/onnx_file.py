@@ -93,14 +93,21 @@ def _usual_sizes(value: onnx.ValueInfoProto) -> tuple[int, ...]:
     return tuple(int(size) for size in found[1].split("x")) if found else ()
 
 
+def whole(tensor: onnx.TensorProto, folder: Path | None = None) -> onnx.TensorProto:
+    """The tensor with its values, read from ``folder`` where they lie beside the graph: then it is a new one."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return tensor
+    read_in = onnx.TensorProto()
+    read_in.CopyFrom(tensor)
+    load_external_data_for_tensor(read_in, str(folder or ""))
+    read_in.data_location = onnx.TensorProto.DEFAULT
+    del read_in.external_data[:]
+    return read_in
+
+
 def values_of(tensor: onnx.TensorProto, folder: Path | None = None) -> Array:
-    """The values of a constant; what lies beside the graph, in ``folder``, is read and not kept in the tensor."""
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        described, tensor = tensor, onnx.TensorProto()
-        tensor.CopyFrom(described)
-        load_external_data_for_tensor(tensor, str(folder or ""))
-        tensor.data_location = onnx.TensorProto.DEFAULT
-    return np.asarray(numpy_helper.to_array(tensor))
+    """The values of a constant, see `whole`."""
+    return np.asarray(numpy_helper.to_array(whole(tensor, folder)))
 
 
 def opset(proto: onnx.ModelProto) -> int:

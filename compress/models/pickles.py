@@ -52,7 +52,9 @@ _SHOWN = 6  # names told in one message
 _ADVICE = ("Weights only load failed", "(1)", "(2)")  # how lines of torch's messages begin that are not the reason
 
 
-def load_pickle(path: Path, content: Content, *, trust: Sequence[str] = (), trust_pickle: bool = False) -> Any:
+def load_pickle(
+    path: Path, content: Content, *, trust: Sequence[str] = (), trust_pickle: bool = False, mapped: bool = False
+) -> Any:
     """Read a pickled file onto the CPU.
 
     Args:
@@ -60,13 +62,14 @@ def load_pickle(path: Path, content: Content, *, trust: Sequence[str] = (), trus
         trust: classes that the pickle may use: ``package.module.Class``, exactly as the pickle names it, or
             ``./net.py:Class``, which stands for every otherwise refused class of that name (``__main__.Class``).
         trust_pickle: read what is refused with Python's own pickle, which runs whatever code the file holds.
+        mapped: leave the values in the file until they are used (zip files only): it must not change meanwhile.
 
     Raises:
         UntrustedPickleError: the file wants something that is not allowed; nothing of it was called.
         ModelError: the file is damaged, or a class does not fit what was saved.
     """
     try:
-        return _load_safely(path, content, trust)
+        return _load_safely(path, content, trust, mapped)
     except UntrustedPickleError:
         if not trust_pickle:
             raise
@@ -77,12 +80,13 @@ def load_pickle(path: Path, content: Content, *, trust: Sequence[str] = (), trus
         return _guarded(path, lambda: torch.load(path, map_location="cpu", weights_only=False))
 
 
-def _load_safely(path: Path, content: Content, trust: Sequence[str]) -> Any:
+def _load_safely(path: Path, content: Content, trust: Sequence[str], mapped: bool) -> Any:
     if content == "pickle":
         raise UntrustedPickleError(_explain_plain_pickle(path))
     allowed = _allowed_globals(path, trust) if content == "torch" else []
+    mapped = mapped and content == "torch"
     with torch.serialization.safe_globals(allowed):
-        return _guarded(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+        return _guarded(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
 
 
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:

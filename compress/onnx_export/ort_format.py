@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from compress.data.examples import examples
 from compress.errors import ExportError
 from compress.files import copy_atomically
 from compress.models.onnx_file import Array, first_line, graph_inputs, read
+from compress.values import InputSpec
 
 _ERRORS_ONLY = 3  # onnxruntime's log severity
 # An .ort file is run as it was saved. EXTENDED makes int8 operators of QuantizeLinear … DequantizeLinear, which runs
@@ -19,7 +21,7 @@ _ERRORS_ONLY = 3  # onnxruntime's log severity
 _LEVEL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
 
-def to_ort(source: Path, target: Path, batches: Sequence[dict[str, Array]] = ()) -> None:
+def to_ort(source: Path, target: Path, inputs: Sequence[InputSpec] = ()) -> None:
     """Write ``source``, float or int8, as ``target`` in the .ort format, and check that it gives the same outputs.
 
     The file is portable: it holds no operator that only this processor has kernels for. Float convolutions run without
@@ -29,7 +31,7 @@ def to_ort(source: Path, target: Path, batches: Sequence[dict[str, Array]] = ())
     Args:
         source: An ONNX file of at most 2 GB.
         target: The file to write.
-        batches: Inputs by name to check with; made up where there are none.
+        inputs: The sizes of free axes, where the file does not tell the usual ones itself.
 
     Raises:
         ExportError: onnxruntime cannot write the file, or the file gives other outputs than ``source``.
@@ -42,17 +44,16 @@ def to_ort(source: Path, target: Path, batches: Sequence[dict[str, Array]] = ())
         options.add_session_config_entry("session.save_model_format", "ORT")
         try:
             session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-            feeds = list(batches) or [_made_up(source)]
-            expected = [session.run(None, feed) for feed in feeds]
+            feed = _made_up(source, inputs)
+            expected = session.run(None, feed)
             restored = onnxruntime.InferenceSession(str(made), _options(), providers=["CPUExecutionProvider"])
-            found = [restored.run(None, feed) for feed in feeds]
+            found = restored.run(None, feed)
         except Exception as error:  # onnxruntime's errors have no common base of their own
             raise ExportError(
                 f"{source} cannot be written as .ort: {first_line(error)}. Ship the .onnx file, without export.ort."
             ) from error
-        for ours, theirs in zip(found, expected, strict=True):
-            if not all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
-                raise ExportError(f"{target} gives other outputs than {source}. Ship the .onnx file.")
+        if not all(np.array_equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True)):
+            raise ExportError(f"{target} gives other outputs than {source}. Ship the .onnx file, without export.ort.")
         copy_atomically(made, target)
 
 
@@ -64,6 +65,7 @@ def _options() -> onnxruntime.SessionOptions:
     return options
 
 
-def _made_up(source: Path) -> dict[str, Array]:
-    inputs = graph_inputs(read(source, weights=False))
-    return {spec.name: np.ones((1, *spec.shape), spec.dtype) for spec in inputs}
+def _made_up(source: Path, like: Sequence[InputSpec]) -> dict[str, Array]:
+    inputs = graph_inputs(read(source, weights=False), like)
+    columns = examples(inputs, None, 1)
+    return {spec.name: column.numpy() for spec, column in zip(inputs, columns, strict=True)}

@@ -25,7 +25,6 @@ from compress.quantization.graph import (
     inner_values,
     layers,
     replace_constants,
-    sqnr_db,
 )
 from compress.values import Progress, silent
 
@@ -183,20 +182,28 @@ def _part(proto: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto
 
 
 def _output_db(float_proto: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Feeds) -> float:
-    """Signal to noise of the outputs on the half of the samples that gave no means: the mean over batches and outputs.
+    """Signal to noise of the outputs on the half of the samples that gave no means: the mean over outputs.
 
-    As the graphs are written, without fusions, so that it does not depend on the processor.
+    As the graphs are written, without fusions, so that it does not depend on the processor; nor on the batches.
     """
     names = [value.name for value in float_proto.graph.output]
-    found = []
+    totals = np.zeros((2, len(names)))  # energies of signal and noise
     with np.errstate(invalid="ignore"):
         pairs = zip(
             *(inner_values(proto, names, _half(feeds, 1, _MOST_SAMPLES)) for proto in (float_proto, quantized)),
             strict=True,
         )
         for reference, approximation in pairs:
-            found += [sqnr_db(reference[name], approximation[name]) for name in names]
-    return float(np.mean(found))
+            noise = [reference[name] - approximation[name] for name in names]
+            for row, values in enumerate(([reference[name] for name in names], noise)):
+                totals[row] += [np.square(value, dtype=np.float64).sum() for value in values]
+    return float(np.mean([_decibels(signal, noise) for signal, noise in totals.T]))
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if not np.isfinite(noise):
+        return float("-inf")
+    return 10 * float(np.log10(signal / noise)) if noise > 0 and signal > 0 else float("inf")
 
 
 def _by_depth(quantized: onnx.ModelProto, sites: Sequence[_Site]) -> list[list[_Site]]:

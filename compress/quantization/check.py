@@ -38,13 +38,16 @@ def check_zeros(before: onnx.ModelProto, after: onnx.ModelProto, name: str) -> N
             )
 
 
-def check_runs(data: bytes, feeds: Batches, expected: Sequence[list[Array]], name: str) -> None:
+def check_runs(data: bytes, feeds: Batches, expected: Sequence[list[Array]], name: str, *, lean: bool = False) -> None:
     """Refuse a graph that onnxruntime cannot run, or whose outputs are not finite or have other shapes than expected.
+
+    Args:
+        lean: Restore weights that are stored as integers one at a time, and not all of them at load.
 
     Raises:
         QuantizationError: names the batch size.
     """
-    results = run(data, feeds)
+    results = run(data, feeds, lean=lean)
     for feed, wanted in zip(feeds, expected, strict=True):
         size = len(next(iter(feed.values())))
         try:

@@ -26,7 +26,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Int8s = NDArray[np.int8]
 
-STRENGTHS = tuple(float(strength) for strength in np.geomspace(1e-4, 1.0, 31))  # 5 evaluations find the last that holds
+STRENGTHS = tuple(
+    float(strength) for strength in np.geomspace(1e-4, 30.0, 63)
+)  # 6 evaluations find the last that holds
 
 _SUFFIX = "_quantized"
 _STORED = (onnx.TensorProto.INT8, onnx.TensorProto.INT4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -19,8 +21,12 @@ def has_cuda() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
+def to_float16(proto: onnx.ModelProto, exclude: Sequence[str] = ()) -> onnx.ModelProto:
     """The graph with float16 weights and computation; inputs and outputs keep their types.
+
+    Args:
+        proto: A float graph whose nodes have names.
+        exclude: Names of nodes that stay float32.
 
     Raises:
         QuantizationError: a weight is too large for float16, or onnxruntime's converter refuses the graph.
@@ -37,7 +43,9 @@ def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     try:
         with quiet():
-            converted: onnx.ModelProto = convert_float_to_float16(copy_of(proto), keep_io_types=True)
+            converted: onnx.ModelProto = convert_float_to_float16(
+                copy_of(proto), keep_io_types=True, node_block_list=list(exclude)
+            )
     except Exception as error:  # the converter raises ValueError and what onnx raises
         raise QuantizationError(f"float16: onnxruntime cannot convert the graph: {first_line(error)}.") from error
     return converted

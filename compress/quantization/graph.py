@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from compress.models.onnx_file import Array, serialize
 
 _ERRORS_ONLY = 3  # onnxruntime's log severity
+_FIRST_IR = 4  # in which an initializer need not be an input
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -44,6 +45,22 @@ def name_nodes(proto: onnx.ModelProto) -> None:
         while node.name in taken:
             node.name += "_"
         taken.add(node.name)
+
+
+def gather_constants(proto: onnx.ModelProto) -> None:
+    """Make every constant of the main graph, in place, an initializer and nothing else.
+
+    Other tools write Constant nodes, and before IR 4 initializers had to be listed as inputs too.
+    """
+    known, outputs = constants(proto), {value.name for value in proto.graph.output}
+    for value in [value for value in proto.graph.input if value.name in known]:
+        proto.graph.input.remove(value)
+    for node in [node for node in proto.graph.node if node.op_type == "Constant"]:
+        if node.attribute[0].name == "value" and node.output[0] not in outputs:
+            proto.graph.initializer.add().CopyFrom(node.attribute[0].t)
+            proto.graph.initializer[-1].name = node.output[0]
+            proto.graph.node.remove(node)
+    proto.ir_version = max(proto.ir_version, _FIRST_IR)
 
 
 def constants(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -17,7 +19,7 @@ from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shap
 from compress.errors import CompressError, QuantizationError
 from compress.models.onnx_file import first_line, opset
 from compress.quantization.candidates import Candidate
-from compress.quantization.graph import constants, copy_of
+from compress.quantization.graph import array, attribute, constants, copy_of
 from compress.quiet import quiet
 
 # Relu and Clip are taken along with the weighted operators: the quantizer then drops them, since the range of their
@@ -108,6 +110,11 @@ def quantize_dynamic_range(
 ) -> onnx.ModelProto:
     """Symmetric int8 weights for Linear, LSTM and embeddings; the ranges of activations are taken at run time.
 
+    Args:
+        proto: A float graph, after `gemms_as_products`.
+        candidate: Scales per tensor or channel, bits.
+        exclude: Names of nodes that stay float.
+
     Raises:
         QuantizationError: the quantizer refuses the graph, or finds nothing in it to quantize.
     """
@@ -182,6 +189,45 @@ def relu_before_pool(proto: onnx.ModelProto) -> None:
         pool.CopyFrom(first)
         relu.CopyFrom(second)
         del pools[between]
+
+
+def gemms_as_products(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with each Gemm of a constant weight as a MatMul, which keeps its name, and an Add.
+
+    Else onnxruntime's dynamic quantizer does it, under names of its own: a Gemm to exclude is then not found, and a
+    weight that several take is transposed once for each.
+    """
+    made, known = copy_of(proto), constants(proto)
+    gemms = {node.name for node in proto.graph.node if _is_product(node, known)}
+    uses = Counter(name for node in proto.graph.node for name in node.input)
+    turned = Counter(n.input[1] for n in proto.graph.node if n.name in gemms and attribute(n, "transB", 0))
+    names = {weight: weight if uses[weight] == number else f"{weight}_turned" for weight, number in turned.items()}
+    new = [numpy_helper.from_array(np.ascontiguousarray(array(known[old]).T), name) for old, name in names.items()]
+    kept = [tensor for tensor in proto.graph.initializer if names.get(tensor.name) != tensor.name]
+    nodes = [each for n in proto.graph.node for each in (_product(n, names) if n.name in gemms else [n])]
+    del made.graph.node[:], made.graph.initializer[:]
+    made.graph.node.extend(nodes)
+    made.graph.initializer.extend([*kept, *new])
+    return made
+
+
+def _is_product(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether the node is x · W + b with a constant W."""
+    scaled = any(a.f != 1 for a in node.attribute if a.name in ("alpha", "beta"))
+    return node.op_type == "Gemm" and node.input[1] in known and not scaled and not attribute(node, "transA", 0)
+
+
+def _product(gemm: onnx.NodeProto, turned: Mapping[str, str]) -> list[onnx.NodeProto]:
+    value, weight, output = gemm.input[0], gemm.input[1], gemm.output[0]
+    if attribute(gemm, "transB", 0):
+        weight = turned[weight]
+    if len(gemm.input) < 3 or not gemm.input[2]:
+        return [helper.make_node("MatMul", [value, weight], [output], name=gemm.name)]
+    product = f"{output}_product"
+    return [
+        helper.make_node("MatMul", [value, weight], [product], name=gemm.name),
+        helper.make_node("Add", [product, gemm.input[2]], [output], name=f"{gemm.name}_bias"),
+    ]
 
 
 def _node(node: onnx.NodeProto) -> onnx.NodeProto:

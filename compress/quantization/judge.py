@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,11 @@ class Judge:
         self._trial = context.directory / ".trial.onnx"
         self._reference: Outputs = outputs_of(context.original or model, self._split, device=context.device)
         self._baseline: Score = score(self._reference, self._reference)
-        self._outputs = [outputs[0] for outputs in run(model.path.read_bytes(), probe)]
+        self._outputs = _flat(run(model.path, probe))
 
     def sqnr_db(self, proto: onnx.ModelProto) -> float:
         """Signal to quantization noise of the first output, over the probe."""
-        ours = [outputs[0] for outputs in run(serialize(proto), self._probe)]
-        return sqnr_db(np.concatenate(self._outputs), np.concatenate(ours))
+        return sqnr_db(self._outputs, _flat(run(serialize(proto), self._probe)))
 
     def drop(self, data: bytes) -> float:
         """What a graph loses on validation, as a fraction: of accuracy, or of fidelity where there are no labels."""
@@ -68,3 +68,8 @@ class Judge:
     def _written(self, data: bytes) -> Path:
         write_atomically(self._trial, data)
         return self._trial
+
+
+def _flat(batches: Iterable[list[Array]]) -> Array:
+    """The first output of all batches, whose shapes may differ."""
+    return np.concatenate([outputs[0].astype(np.float64).reshape(-1) for outputs in batches])

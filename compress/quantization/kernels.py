@@ -88,6 +88,7 @@ def int8_share(model: Path | bytes, inputs: Mapping[str, Array], threads: int = 
             ) from error
     nodes = _nodes(events, proto)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+    events = [event for event in events if event.name in nodes]
     macs = {event.name: _macs(event, nodes[event.name], shapes) for event in events if event.operator in _WEIGHT}
     in_int8 = sum(macs[event.name] for event in events if event.operator in _INT8)
     time_in_int8 = sum(event.microseconds for event in timed if event.operator in _INT8)
@@ -145,13 +146,21 @@ def _events(profile: list[dict[str, Any]]) -> list[_Event]:
 
 
 def _nodes(events: list[_Event], proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """The node of each event. Nodes without a name get one in the profile; both lists are in the order of execution."""
+    """The node of each event in the main graph, by the event's name.
+
+    Nodes without a name get one in the profile; both lists are in the order of execution.
+    """
     named = {node.name: node for node in proto.graph.node if node.name}
     unnamed: dict[str, list[onnx.NodeProto]] = {}
     for node in proto.graph.node:
         if not node.name:
             unnamed.setdefault(node.op_type, []).append(node)
-    return {event.name: named.get(event.name) or unnamed[event.operator].pop(0) for event in events}
+    found = {}
+    for event in events:
+        left = unnamed.get(event.operator, [])
+        if event.name in named or left:
+            found[event.name] = named.get(event.name) or left.pop(0)
+    return found
 
 
 def _shapes(entries: list[dict[str, list[int]]]) -> tuple[tuple[int, ...], ...]:

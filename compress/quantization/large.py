@@ -14,7 +14,7 @@ from compress.models.onnx_file import opset, read, run, serialize, strip
 from compress.quantization.candidates import candidates
 from compress.quantization.check import batches, check_runs
 from compress.quantization.compact import compact
-from compress.quantization.graph import name_nodes
+from compress.quantization.graph import gather_constants, name_nodes
 from compress.quantization.options import QuantizeConfig
 from compress.quantization.weights import quantize_weights
 from compress.values import Context, OnnxModel, StageRecord, Variant
@@ -43,10 +43,11 @@ def quantize_large(
     feeds = batches(model.inputs, examples(model.inputs, context.data, EXAMPLES, context.seed))
     wanted = list(run(model.path, feeds, lean=True))
     proto = read(model.path, weights=False)
+    gather_constants(proto)
     name_nodes(proto)
     made = quantize_weights(proto, candidate, config.exclude, model.path.parent)
     data = _bytes(made, config, candidate.name)
-    check_runs(data, feeds, wanted, candidate.name)
+    check_runs(data, feeds, wanted, candidate.name, lean=True)
     path = context.directory / f"{candidate.name}.onnx"
     write_atomically(path, data)
     variant = Variant(candidate.name, "quantize", OnnxModel(path, model.inputs, opset(made), model.task))

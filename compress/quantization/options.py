@@ -22,7 +22,7 @@ class QuantizeConfig:
     """
 
     method: Literal["auto", "static", "dynamic", "weights"] = "auto"
-    types: Literal["auto"] | Types = "auto"  # of activations and weights; auto: those with fast kernels on the target
+    types: Literal["auto"] | Types = "auto"  # of static activations and weights; auto: the fast ones of the target
     per_channel: Choice = "auto"  # a scale for each output channel, not one a tensor: more exact, more bytes
     reduce_range: Choice = "auto"  # weights of 7 bits: exact on CPUs without VNNI too, and fewer zipped bytes
     target_isa: str = "host"  # the processor that the file is for: host, or a name of `compress.quantization.isa`
@@ -39,7 +39,7 @@ class QuantizeConfig:
     compact: Choice = "auto"  # shared and 4-bit weights, rounding for the zip; auto: with --objective size
     shared_values: tuple[int, ...] = (16, 32, 64)  # of one weight tensor; the fewest that keep the budget; 2 to 256
     shared_steps: int = 300  # of the optimizer, to fine-tune shared values; 0: as k-means found them
-    exclude: tuple[str, ...] = ()  # names of nodes of the float graph that stay float
+    exclude: tuple[str, ...] = ()  # names of nodes of the float graph that stay float32
     short_names: bool = True  # inner values get short names, for a smaller zip
 
     def __post_init__(self) -> None:

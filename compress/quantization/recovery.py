@@ -2,76 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import onnx
 
 from compress.quantization.fallback import return_to_float
-from compress.quantization.graph import array, constants, copy_of, layers, replace_constants
+from compress.quantization.graph import Layer, array, constants, copy_of, replace_constants
 from compress.quantization.rounding import RoundingConfig, learn_rounding
 from compress.quantization.sensitivity import layer_sensitivity
 from compress.quantization.source import finish
 from compress.quantization.workbench import Make, Workbench
 
 
-def recover(bench: Workbench, name: str, proto: onnx.ModelProto, make: Make) -> None:
+def recover(bench: Workbench, name: str, proto: onnx.ModelProto, make: Make, layers: Sequence[Layer]) -> None:
     """Add the files that win back the accuracy of a candidate, where it is over the budget.
 
     Args:
         bench: Has a judge.
-        name: Of the candidate, whose file is on the bench.
+        name: Of the candidate, whose file and graph are on the bench.
         proto: The float graph that the candidate was made from.
         make: Makes its graph.
+        layers: Those that can return to float.
     """
     assert bench.judge is not None
     config, budget = bench.config, bench.context.max_drop
-    quantized = bench.build(name, make)
+    quantized = bench.bases[name]
     lost = bench.judge.drop(finish(bench.source, quantized, name, config))
     bench.files[name]["validation_drop"] = lost
     learned = quantized
     if config.rounding == "learned" or (config.rounding == "auto" and lost > budget):
         learned, lost = _learned(bench, name, proto, quantized)
     if config.fallback != "no" and lost > budget:
-        _mixed(bench, name, proto, make, learned)
+        asked = [layer.name for layer in layers if layer.name not in bench.in_float[name]]
+        _mixed(bench, name, proto, make, learned, asked)
 
 
 def _learned(
     bench: Workbench, name: str, proto: onnx.ModelProto, quantized: onnx.ModelProto
 ) -> tuple[onnx.ModelProto, float]:
-    """The graph with learned rounding, as a file, and its drop."""
+    """The graph with learned rounding, as a file, and its drop; as it came, where nothing could be learned."""
     assert bench.judge is not None
     rounding = RoundingConfig(steps=bench.config.rounding_steps)
     learned, figures = learn_rounding(
         proto, quantized, bench.probe, rounding, seed=bench.context.seed, progress=bench.context.progress
     )
+    bench.tell("rounding", name, {layer: asdict(figure) for layer, figure in figures.items()})
+    if learned == quantized:
+        return quantized, bench.files[name]["validation_drop"]
     lost = bench.judge.drop(finish(bench.source, learned, f"{name}-learned", bench.config))
     bench.add(f"{name}-learned", learned, validation_drop=lost)
-    bench.figures["rounding"] = {layer: asdict(figure) for layer, figure in figures.items()}
     return learned, lost
 
 
-def _mixed(bench: Workbench, name: str, proto: onnx.ModelProto, make: Make, learned: onnx.ModelProto) -> None:
+def _mixed(
+    bench: Workbench, name: str, proto: onnx.ModelProto, make: Make, learned: onnx.ModelProto, asked: Sequence[str]
+) -> None:
     """Return layers to float until the budget is kept; the best file, and the whole trade-off."""
     assert bench.judge is not None
     config, context = bench.config, bench.context
-    asked = [layer.name for layer in layers(proto) if layer.name not in config.exclude]
+    exclude = bench.in_float[name]
     ranked = layer_sensitivity(proto, make, bench.probe, asked, progress=context.progress)
-    values = _changed(make(config.exclude), learned)
+    values = _changed(make(exclude), learned)
 
     def build(float_layers: tuple[str, ...]) -> tuple[onnx.ModelProto, bytes]:
-        made = _transplanted(make((*config.exclude, *float_layers)), values)
+        made = _transplanted(make((*exclude, *float_layers)), values)
         return made, finish(bench.source, made, f"{name}-mixed", config)
 
     order = [sensitivity.layer for sensitivity in ranked]
     found = return_to_float(order, build, bench.judge, context.max_drop, context.progress)
-    bench.figures["fallback"] = {
-        "candidate": name,
+    told = {
         "budget": context.max_drop,
         "within": found.within,
         "layers": list(found.layers),
         "sensitivity": [asdict(sensitivity) for sensitivity in ranked],
         "steps": [asdict(step) for step in sorted(found.steps, key=lambda step: step.layers_in_float)],
     }
+    bench.tell("fallback", name, told)
     if found.layers:
         bench.add(f"{name}-mixed", found.proto, validation_drop=found.drop, layers_in_float=len(found.layers))
     if not found.within:

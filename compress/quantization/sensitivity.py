@@ -12,13 +12,14 @@ import onnx
 from compress.errors import QuantizationError
 from compress.models.onnx_file import Array, run, serialize
 from compress.quantization import graph
-from compress.quantization.graph import Layer, array, constants, inner_values, sqnr_db
+from compress.quantization.graph import Layer, array, channel_axis, constants, inner_values, sqnr_db
 from compress.quantization.stored import output_names, stored_weight
 from compress.values import Progress, silent
 
 Batches = Iterable[dict[str, Array]]
 
 _SAMPLES = 128  # as many rank layers; more only cost time
+_WEIGHTS = {"LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2), "Gather": (0,)}  # inputs, of layers that are no products
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,23 @@ def _energies(
     return energies
 
 
+def weighted_layers(proto: onnx.ModelProto) -> tuple[Layer, ...]:
+    """The layers of `compress.quantization.graph.layers`, and recurrent ones and embeddings, in their order."""
+    known, products = constants(proto), {layer.name: layer for layer in graph.layers(proto)}
+    found = []
+    for node in proto.graph.node:
+        if node.name in products:
+            found.append(products[node.name])
+            continue
+        names = [node.input[index] for index in _WEIGHTS.get(node.op_type, ())]
+        if names and all(name in known and known[name].data_type == onnx.TensorProto.FLOAT for name in names):
+            value = node.input[1] if node.op_type == "Gather" else node.input[0]
+            output = next(name for name in node.output if name)
+            axis = channel_axis(node, 0, len(known[names[0]].dims))
+            found.append(Layer(node.name, node.op_type, names[0], None, value, output, axis))
+    return tuple(found)
+
+
 def layer_sensitivity(
     float_proto: onnx.ModelProto,
     build: Callable[[tuple[str, ...]], onnx.ModelProto],
@@ -119,13 +137,13 @@ def layer_sensitivity(
             asked about too, and their activations. A QuantizationError says that a layer cannot be quantized alone: it
             costs nothing then.
         feeds: Calibration batches by input name.
-        layers: Names of those that are asked about; of the weighted layers with constant weights.
+        layers: Names of those that are asked about; of `weighted_layers`.
         progress: Told after each layer.
 
     Raises:
         QuantizationError: a name is no such layer's, or there are no feeds.
     """
-    batches, every = _few(feeds), graph.layers(float_proto)
+    batches, every = _few(feeds), weighted_layers(float_proto)
     unknown = sorted(set(layers) - {layer.name for layer in every})
     if unknown:
         known = ", ".join(layer.name for layer in every[:8])
@@ -137,16 +155,16 @@ def layer_sensitivity(
     for number, layer in enumerate(asked):
         others = _others(float_proto, layer)
         output_db, local_db = _alone(float_proto, build, others, layer, batches, reference)
-        weight = constants(float_proto)[layer.weight]
-        macs = _macs(layer, tuple(weight.dims), shapes)
-        found.append(Sensitivity(layer.name, layer.operator, output_db, local_db, macs, 4 * prod(weight.dims)))
+        weights = [tuple(constants(float_proto)[name].dims) for name in _weights(float_proto, layer)]
+        macs = _macs(layer, weights, shapes)
+        found.append(Sensitivity(layer.name, layer.operator, output_db, local_db, macs, 4 * sum(map(prod, weights))))
         progress("sensitivity", number + 1, len(asked), f"{layer.name} {output_db:.1f} dB")
     return tuple(sorted(found, key=lambda one: one.sqnr_db))  # stable: equals stay in the order in which they run
 
 
 def _others(proto: onnx.ModelProto, layer: Layer) -> tuple[str, ...]:
     """All layers but this one, with their activations: a Relu or Clip of a float layer would be quantized by itself."""
-    weighted = [other.name for other in graph.layers(proto) if other.name != layer.name]
+    weighted = [other.name for other in weighted_layers(proto) if other.name != layer.name]
     kinds, own = ("Relu", "Clip"), layer.output
     return (*weighted, *(node.name for node in proto.graph.node if node.op_type in kinds and node.input[0] != own))
 
@@ -165,8 +183,17 @@ def _alone(
     except QuantizationError:
         return float("inf"), float("inf")
     output_db = sqnr_db(reference, _first_output(proto, batches))
-    names = {layer.name: output_names(layer, float_proto, proto)}
+    kept = layer.operator in _WEIGHTS  # its output keeps its name
+    names = {layer.name: (layer.output, layer.output) if kept else output_names(layer, float_proto, proto)}
     return output_db, _energies(float_proto, proto, names, batches[:1])[layer.name].sqnr_db()
+
+
+def _weights(proto: onnx.ModelProto, layer: Layer) -> list[str]:
+    indices = _WEIGHTS.get(layer.operator)
+    if indices is None:
+        return [layer.weight]
+    node = next(node for node in proto.graph.node if node.name == layer.name)
+    return [node.input[index] for index in indices]
 
 
 def _few(feeds: Batches) -> list[dict[str, Array]]:
@@ -198,7 +225,12 @@ def _shapes(proto: onnx.ModelProto, layers: Sequence[Layer], feed: dict[str, Arr
     return {name: value.shape for name, value in next(inner_values(proto, names, [one])).items()}
 
 
-def _macs(layer: Layer, weight: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> int:
+def _macs(layer: Layer, weights: Sequence[tuple[int, ...]], shapes: dict[str, tuple[int, ...]]) -> int:
+    weight = weights[0]
+    if layer.operator == "Gather":
+        return 0
+    if layer.operator in _WEIGHTS:  # (T, N, D)
+        return shapes[layer.input][0] * sum(map(prod, weights))
     if layer.operator == "ConvTranspose":
         return prod(shapes[layer.input]) * prod(weight[1:])
     return prod(shapes[layer.output]) * prod(weight) // weight[layer.channel_axis]

@@ -10,13 +10,14 @@ import onnx
 from compress.errors import QuantizationError
 from compress.quantization.blocks import BlockConfig, narrow, quantize_blocks
 from compress.quantization.entropy import SizeFigures, input_energy, round_for_size, strongest
-from compress.quantization.rounding import learn_rounding
+from compress.quantization.rounding import RoundingConfig, learn_rounding
 from compress.quantization.sharing import SharingConfig, share_weights, store
 from compress.quantization.source import finish
 from compress.quantization.workbench import Workbench
 
 # Of the budget: a strength that was searched for on validation looks better there than on other samples.
 _SHARE_OF_BUDGET = 0.75
+_INT4_IR = 10  # the first IR version with INT4; so is onnxruntime 1.18, which runs opset 21
 
 
 def add_small_files(bench: Workbench) -> None:
@@ -24,9 +25,9 @@ def add_small_files(bench: Workbench) -> None:
     if bench.judge is None:
         bench.note("shared, 4-bit and rounded weights were skipped: their accuracy needs data; give --data")
         return
+    bench.attempt(("int4-weights",), partial(_add_blocks, bench))
     for name, proto in bench.bases.items():
         bench.attempt((f"{name}-rounded",), partial(_add_rounded, bench, name, proto))
-    bench.attempt(("int4-weights",), partial(_add_blocks, bench))
     bench.attempt(("shared",), partial(_add_shared, bench))
 
 
@@ -37,7 +38,7 @@ def _add_rounded(bench: Workbench, name: str, proto: onnx.ModelProto) -> None:
 
     def build(strength: float) -> onnx.ModelProto:
         made, figures[strength] = round_for_size(proto, strength, energy)
-        return narrow(made)  # of weight-only graphs; others stay as they are
+        return narrow(made) if _reads_int4(bench) else made  # of weight-only graphs; others stay as they are
 
     found = strongest(build, partial(_within, bench, f"{name}-rounded"), progress=bench.context.progress)
     if found is None:
@@ -49,11 +50,19 @@ def _add_rounded(bench: Workbench, name: str, proto: onnx.ModelProto) -> None:
 def _add_blocks(bench: Workbench) -> None:
     """Four bits: folded into float at load for every net, and with kernels of their own where products are the net."""
     config = BlockConfig()
-    plain = quantize_blocks(bench.source.proto, config, bench.config.exclude)
-    learned, _ = learn_rounding(
-        bench.source.proto, plain, bench.probe, seed=bench.context.seed, progress=bench.context.progress
-    )
-    _add_if_within(bench, config.name, learned)
+    if not _reads_int4(bench):
+        raise QuantizationError(
+            f"{config.name}: 4-bit weights take IR version {_INT4_IR} (onnxruntime 1.18), the float file has "
+            f"{bench.source.proto.ir_version}: it may have to run on older releases. Export it with --min-ort 1.18"
+        )
+    made = quantize_blocks(bench.source.proto, config, bench.config.exclude)
+    if bench.config.rounding != "nearest":
+        rounding = RoundingConfig(steps=bench.config.rounding_steps)
+        made, _ = learn_rounding(
+            bench.source.proto, made, bench.probe, rounding, seed=bench.context.seed, progress=bench.context.progress
+        )
+    _add_if_within(bench, config.name, made)
+    bench.bases[config.name] = made
     if all(layer.operator in ("Gemm", "MatMul") for layer in bench.layers):
         kernel = BlockConfig(block=32, kernel=True)
         _add_if_within(bench, kernel.name, quantize_blocks(bench.source.proto, kernel, bench.config.exclude))
@@ -81,6 +90,11 @@ def _add_shared(bench: Workbench) -> None:
             return
         lost.append(f"{drop:.4f} with {values}")
     raise QuantizationError(f"shared: too much is lost, {', '.join(lost)} values; {_allowed(bench):.4f} is allowed")
+
+
+def _reads_int4(bench: Workbench) -> bool:
+    """Whether what must read the float file reads INT4 too, as far as its version tells."""
+    return int(bench.source.proto.ir_version) >= _INT4_IR
 
 
 def _add_if_within(bench: Workbench, name: str, proto: onnx.ModelProto) -> None:

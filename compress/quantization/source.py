@@ -12,7 +12,7 @@ from compress.errors import QuantizationError
 from compress.models.onnx_file import Array, first_line, read, run, serialize, strip
 from compress.quantization.check import Batches, batches, check_runs, check_zeros
 from compress.quantization.compact import compact
-from compress.quantization.graph import copy_of, layers, name_nodes
+from compress.quantization.graph import copy_of, gather_constants, layers, name_nodes
 from compress.quantization.integer import relu_before_pool
 from compress.quantization.options import QuantizeConfig
 from compress.values import Context, OnnxModel
@@ -37,6 +37,7 @@ def open_source(model: OnnxModel, config: QuantizeConfig, context: Context) -> S
         QuantizationError: it cannot run, or has no node that ``exclude`` names.
     """
     proto = copy_of(read(model.path))
+    gather_constants(proto)
     name_nodes(proto)
     names = {node.name for node in proto.graph.node}
     unknown = [name for name in config.exclude if name not in names]

@@ -12,11 +12,13 @@ import onnx
 from compress.measurement import raw_bytes
 from compress.quantization.candidates import Candidate, Form, Types, candidates, forms
 from compress.quantization.float16 import has_cuda, to_float16
-from compress.quantization.integer import is_quantized, quantize_dynamic_range
+from compress.quantization.graph import layers
+from compress.quantization.integer import gemms_as_products, is_quantized, quantize_dynamic_range
 from compress.quantization.isa import target
 from compress.quantization.large import LARGE, quantize_large
 from compress.quantization.options import QuantizeConfig
 from compress.quantization.recovery import recover
+from compress.quantization.sensitivity import weighted_layers
 from compress.quantization.small import add_small_files
 from compress.quantization.source import open_source
 from compress.quantization.static import build, corrected, prepare
@@ -51,14 +53,14 @@ def quantize(model: OnnxModel, config: QuantizeConfig, context: Context) -> tupl
         return (), StageRecord("quantize", asdict(config), seconds, skipped="the model is quantized already")
     bench = Workbench(source, config, context)
     for form in _wanted(bench):
-        bench.attempt((form,), partial(_ADD[form], bench))
+        bench.attempt((form,), partial(_ADD[form], bench), required=config.method == form)
     if config.float16 == "yes" or (config.float16 == "auto" and has_cuda()):
-        bench.attempt(("float16",), lambda: bench.add("float16", to_float16(source.proto)))
+        bench.attempt(("float16",), lambda: bench.add("float16", to_float16(source.proto, config.exclude)))
     if config.compact == "yes" or (config.compact == "auto" and context.objective == "size"):
         add_small_files(bench)
     context.progress("quantize", 1, 1)
     seconds = time.perf_counter() - started
-    skipped = None if bench.variants or bench.notes[:-1] else _NO_DATA
+    skipped = _NO_DATA if not bench.variants and bench.notes == [_NO_DATA] else None
     notes = tuple(bench.notes)
     return tuple(bench.variants), StageRecord("quantize", asdict(config), seconds, bench.all_figures(), notes, skipped)
 
@@ -115,20 +117,21 @@ def _add_static(bench: Workbench) -> None:
         return corrected(bench, calibrated, build(calibrated.proto, candidate, calibrated.ranges, float_layers))
 
     _add_each(bench, plan, make)
-    recover(bench, plan[0].name, calibrated.proto, partial(make, plan[0]))
+    recover(bench, plan[0].name, calibrated.proto, partial(make, plan[0]), layers(calibrated.proto))
 
 
 def _add_dynamic(bench: Workbench) -> None:
     """Ranges at run time; what the quantizer leaves in float is stored as int8."""
+    proto = gemms_as_products(bench.source.proto)
 
     def make(candidate: Candidate, float_layers: tuple[str, ...]) -> onnx.ModelProto:
-        quantized = quantize_dynamic_range(bench.source.proto, candidate, float_layers)
+        quantized = quantize_dynamic_range(proto, candidate, float_layers)
         return quantize_remaining_weights(quantized, candidate, float_layers)
 
     plan = _plan("dynamic", bench.config)
     _add_each(bench, plan, make)
     if bench.judge is not None:
-        recover(bench, plan[0].name, bench.source.proto, partial(make, plan[0]))
+        recover(bench, plan[0].name, proto, partial(make, plan[0]), weighted_layers(proto))
 
 
 def _add_weights(bench: Workbench) -> None:

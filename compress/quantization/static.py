@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import onnx
@@ -16,6 +17,7 @@ from compress.quantization.cpu import repair_overrides, saturating_layers
 from compress.quantization.equalization import equalize
 from compress.quantization.integer import quantize_static_qdq
 from compress.quantization.observers import Range
+from compress.quantization.source import without_failing
 from compress.quantization.workbench import Workbench
 
 _GAIN_DB = 0.5  # what equalization must gain to be worth a graph with other weights than the model's
@@ -45,8 +47,7 @@ def prepare(bench: Workbench, base: Candidate) -> Calibrated:
         split = split.take(config.calibration_samples)
     found = _calibrated(bench, proto, split)
     decibels = {
-        method: bench.judge.sqnr_db(build(proto, base, found.ranges(method), config.exclude))
-        for method in config.methods()
+        method: bench.judge.sqnr_db(_built(bench, proto, base, found.ranges(method))) for method in config.methods()
     }
     best = max(decibels, key=lambda method: decibels[method])
     figures = {
@@ -113,4 +114,9 @@ def _glance_db(bench: Workbench, proto: onnx.ModelProto, base: Candidate) -> flo
     assert bench.judge is not None
     assert bench.context.data is not None
     seen = calibrate(proto, bench.probe.split, bench.source.model.inputs, exclude=bench.config.exclude)
-    return bench.judge.sqnr_db(build(proto, base, seen.ranges("minmax"), bench.config.exclude))
+    return bench.judge.sqnr_db(_built(bench, proto, base, seen.ranges("minmax")))
+
+
+def _built(bench: Workbench, proto: onnx.ModelProto, base: Candidate, ranges: Mapping[str, Range]) -> onnx.ModelProto:
+    """The base candidate, with those layers in float that cannot be quantized."""
+    return without_failing(bench.source, partial(build, proto, base, ranges), bench.config.exclude)[0]

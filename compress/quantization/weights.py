@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor
 
 from compress.errors import QuantizationError
 from compress.models.counts import RECURRENT
+from compress.models.onnx_file import whole
 from compress.quantization.candidates import Candidate, Choice
 from compress.quantization.graph import channel_axis
 
@@ -73,9 +73,9 @@ def _stored_as_int8(
     for tensor in graph.initializer:
         axis = weights.get(tensor.name)
         if axis is None:
-            tensors.append(_whole(tensor, folder))
+            tensors.append(whole(tensor, folder))
             continue
-        weight = numpy_helper.to_array(_whole(tensor, folder))
+        weight = numpy_helper.to_array(whole(tensor, folder))
         quantized = _quantize(weight, axis, candidate.per_channel, candidate.reduce_range)
         stored, cast, scale = (tensor.name + suffix for suffix in (_SUFFIX, "_cast", "_scale"))
         tensors += [numpy_helper.from_array(quantized.values, stored), numpy_helper.from_array(quantized.scale, scale)]
@@ -85,18 +85,6 @@ def _stored_as_int8(
     made.graph.initializer.extend(tensors)
     made.graph.node.extend([*nodes, *graph.node])
     return made
-
-
-def _whole(tensor: onnx.TensorProto, folder: Path | None) -> onnx.TensorProto:
-    """The tensor with its values, also where they lie in another file."""
-    if folder is None or tensor.data_location != TensorProto.EXTERNAL:
-        return tensor
-    whole = onnx.TensorProto()
-    whole.CopyFrom(tensor)
-    load_external_data_for_tensor(whole, str(folder))
-    whole.data_location = TensorProto.DEFAULT
-    del whole.external_data[:]
-    return whole
 
 
 def _weights(proto: onnx.ModelProto, exclude: tuple[str, ...]) -> dict[str, int]:

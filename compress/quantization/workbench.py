@@ -51,6 +51,7 @@ class Workbench:
         self.figures: dict[str, Any] = {}  # of the stage
         self.notes: list[str] = []
         self.bases: dict[str, onnx.ModelProto] = {}  # the plainest graph of each form, by its variant's name
+        self.in_float: dict[str, tuple[str, ...]] = {}  # a candidate's name -> nodes excluded, or that failed
 
     def build(self, name: str, make: Make) -> onnx.ModelProto:
         """A graph with every layer quantized but those that are excluded, or that fail even alone: told in a note."""
@@ -61,6 +62,7 @@ class Workbench:
             return made
 
         made, failed = without_failing(self.source, checked, self.config.exclude)
+        self.in_float[name] = (*self.config.exclude, *failed)
         for layer, reason in failed.items():
             self.note(f"{name}: layer {layer} stays float: {reason}")
         return made
@@ -81,12 +83,16 @@ class Workbench:
             **figures,
         }
 
-    def attempt(self, names: Sequence[str], step: Callable[[], object]) -> None:
-        """Run one step; with method "auto" what it cannot make is a note, and no error."""
+    def tell(self, kind: str, name: str, figures: Mapping[str, Any]) -> None:
+        """Keep what one kind of step found for one candidate."""
+        self.figures.setdefault(kind, {})[name] = figures
+
+    def attempt(self, names: Sequence[str], step: Callable[[], object], required: bool = False) -> None:
+        """Run one step; what it cannot make is a note, and an error only where it is required."""
         try:
             step()
         except QuantizationError as error:
-            if self.config.method != "auto":
+            if required:
                 raise
             self.note(str(error) if str(error).startswith(tuple(names)) else f"{', '.join(names)}: {error}")
 

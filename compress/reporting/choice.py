@@ -18,7 +18,7 @@ Objective = Literal["size", "latency", "balanced"]
 
 TOLERANCE = 1e-9  # of drops, which are differences of floats
 EQUAL = 0.03  # latencies closer than this share are equal: repeated runs of one file differ by as much
-SIMILAR = 0.1  # of files that are equally fast, zips closer than this share are equal: accuracy then decides
+SIMILAR = 0.3  # of files that are equally fast, zips closer than this share are equal: accuracy then decides
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def choose(measurements: Sequence[Measurement], objective: Objective, max_drop: 
     """Choose among the variants whose drop on validation is within ``max_drop``.
 
     size: the smallest zip. latency: the smallest p50 of the first provider and batch size that ran; those within 3 % of
-    the fastest count as equal, and the smallest zip among them wins; of zips within 10 % of it, the most accurate.
+    the fastest count as equal, and the smallest zip among them wins; of zips within 30 % of it, the most accurate.
     balanced: the largest geometric mean of zip ratio and speed-up among those that are no slower than the baseline.
     Where latency was not measured, size decides alone.
 

@@ -31,7 +31,7 @@ def quantization_section(figures: Figures, shipped: str) -> Section | None:
     files = quantization_table(figures)
     if files is None:
         return None
-    return Section(files, fallback_table(figures), quantization_sentences(figures, shipped))
+    return Section(files, fallback_table(figures, shipped), quantization_sentences(figures, shipped))
 
 
 def quantization_table(figures: Figures) -> Table | None:
@@ -41,16 +41,15 @@ def quantization_table(figures: Figures) -> Table | None:
     return Table(columns, rows) if rows else None
 
 
-def fallback_table(figures: Figures) -> Table | None:
+def fallback_table(figures: Figures, shipped: str) -> Table | None:
     """What each number of layers in float costs and gains; None where no layer had to go back."""
-    found = figures.get("fallback")
-    if found is None:
-        return None
-    steps = found["steps"]
-    mark = next((i for i, step in enumerate(steps) if step["layers_in_float"] == len(found["layers"])), None)
-    return Table(
-        ("layers in float", "drop on validation", "p50", "speed-up", "bytes"), tuple(map(_step_row, steps)), mark
-    )
+    found = figures.get("fallback", {})
+    steps = [(name, step) for name, each in found.items() for step in each["steps"]]
+    ships = shipped_name(figures, shipped)
+    kept = [(name, len(each["layers"])) for name, each in found.items() if f"{name}-mixed" == ships]
+    mark = next((i for i, (name, step) in enumerate(steps) if (name, step["layers_in_float"]) in kept), None)
+    columns = ("candidate", "layers in float", "drop on validation", "p50", "speed-up", "bytes")
+    return Table(columns, tuple(_step_row(name, step) for name, step in steps), mark) if steps else None
 
 
 def quantization_sentences(figures: Figures, shipped: str) -> tuple[str, ...]:
@@ -66,22 +65,22 @@ def quantization_sentences(figures: Figures, shipped: str) -> tuple[str, ...]:
         sentences.append(f"Ranges: {calibration['method']}, over {fmt.count(calibration['samples'])} samples ({told}).")
         if calibration["equalized_pairs"]:
             sentences.append(f"{calibration['equalized_pairs']} pairs of layers were equalized.")
-    if fallback := figures.get("fallback"):
+    for name, fallback in figures.get("fallback", {}).items():
         kept = "is within" if fallback["within"] else "stays over"
         sentences.append(
-            f"{fallback['candidate']} lost too much: with {len(fallback['layers'])} layers in float its drop "
+            f"{name} lost too much: with {len(fallback['layers'])} layers in float its drop "
             f"{kept} {fmt.fraction(fallback['budget'])}."
         )
-    file = shipped_file(figures, shipped)
-    if file is None:
+    ships = shipped_name(figures, shipped)
+    if ships is None:
         return (*sentences, *_why_float(figures))
-    return (*sentences, *(f"Elsewhere: {line}" for line in file["portability"]))
+    return (*sentences, *(f"Elsewhere: {line}" for line in figures["files"][ships]["portability"]))
 
 
-def shipped_file(figures: Figures, shipped: str) -> Figures | None:
-    """The figures of the quantized file that ships; None where a float one does."""
+def shipped_name(figures: Figures, shipped: str) -> str | None:
+    """The stage's own name of the quantized file that ships; None where a float one does."""
     fitting = [name for name in figures.get("files", {}) if shipped == name or shipped.endswith(f"-{name}")]
-    return figures["files"][max(fitting, key=len)] if fitting else None
+    return max(fitting, key=len, default=None)
 
 
 def _why_float(figures: Figures) -> tuple[str, ...]:
@@ -107,8 +106,9 @@ def _file_row(name: str, file: Figures) -> tuple[str, ...]:
     )
 
 
-def _step_row(step: Mapping[str, Any]) -> tuple[str, ...]:
+def _step_row(name: str, step: Mapping[str, Any]) -> tuple[str, ...]:
     return (
+        name,
         fmt.count(step["layers_in_float"]),
         fmt.fraction(step["drop"]),
         fmt.duration(step["p50_ms"]),
