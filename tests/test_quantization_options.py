@@ -22,7 +22,9 @@ from compress.quantization import static as static_module
 from compress.quantization.candidates import Candidate
 from compress.quantization.graph import array, constants, name_nodes
 from compress.quantization.integer import gemms_as_products, quantize_dynamic_range
+from compress.shipping import write_shipped
 from compress.values import Context, StageRecord, Variant
+from tests.conftest import Call
 from tests.test_quantization import GRAPHS, _data, _graph, _mlp, _normal, _quantize, _run, _samples, _saved
 
 GENEROUS = {"max_drop": 1.0}  # no candidate needs recovery
@@ -168,6 +170,14 @@ def test_rounding_that_changes_nothing_makes_no_second_file(tmp_path: Path, monk
     assert record.figures["rounding"] == {"int8-dynamic": {}}
 
 
+def test_too_few_samples_to_learn_from_leave_the_rest_of_recovery(tmp_path: Path) -> None:
+    data = replace(_data("mlp"), calibration=_data("mlp").calibration.take(3))
+    variants, record = _quantize("mlp", tmp_path, DYNAMIC, data=data, max_drop=-0.001)
+    assert list(variants) == ["int8-dynamic"]
+    assert record.notes[0].startswith("int8-dynamic: learned rounding was given 3 calibration samples")
+    assert [step["layers_in_float"] for step in record.figures["fallback"]["int8-dynamic"]["steps"]] == [0, 1]
+
+
 def test_a_dynamic_file_over_the_budget_gets_its_layers_back_in_float(tmp_path: Path) -> None:
     config = replace(DYNAMIC, rounding="nearest")
     fallback = _quantize("lstm", tmp_path, config, max_drop=-0.001)[1].figures["fallback"]["int8-dynamic"]
@@ -212,7 +222,7 @@ def test_shared_values_and_their_steps_are_those_asked_for(tmp_path: Path, monke
 def test_four_bits_are_rounded_as_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounding: Any, learned: list[int]
 ) -> None:
-    calls = _spied(monkeypatch, small_module, "learn_rounding")
+    calls = _spied(monkeypatch, recovery_module, "learn_rounding")
     _sized("mlp", tmp_path, replace(WEIGHTS, rounding=rounding, rounding_steps=30, shared_steps=0))
     assert [args[3].steps for args, _ in calls] == learned
 
@@ -313,6 +323,30 @@ def test_the_outputs_of_samples_of_many_shapes_are_compared(tmp_path: Path) -> N
     batches = [[np.ones((2, 3, 5), np.int64)], [np.ones((1, 4, 5), np.int64)]]
     assert _flat(iter(batches)).shape == (50,)
     assert _flat(iter(batches[:1])).dtype == np.float64
+
+
+def test_a_drop_of_exactly_the_budget_is_within_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.9 - 0.89 > 0.01  # in floats
+    monkeypatch.setattr("compress.quantization.judge.drop", lambda *_: 0.9 - 0.89)
+    _, record = _quantize("mlp", tmp_path, DYNAMIC, max_drop=0.01)
+    assert record.figures["files"]["int8-dynamic"]["validation_drop"] == 0.01
+    assert "fallback" not in record.figures
+
+
+def test_a_file_that_is_quantized_already_is_told_by_the_command(compress: Call, tmp_path: Path) -> None:
+    variants, _ = _quantize("mlp", tmp_path, DYNAMIC, **GENEROUS)
+    quick = ("--input", "20", "--set", "benchmark.seconds=0.05")
+    outcome = compress("quantize", variants["int8-dynamic"].onnx.path, "--out", tmp_path / "out", *quick)
+    assert outcome.status == 3
+    assert outcome.out.count("the model is quantized already") == 1
+
+
+def test_a_model_ort_of_an_earlier_run_does_not_stay_beside_another_model(tmp_path: Path) -> None:
+    onnx_model, out = _saved("mlp", tmp_path), tmp_path / "out"
+    write_shipped(onnx_model, out, {}, ort=True)
+    assert (out / "model.ort").exists()
+    write_shipped(onnx_model, out, {})
+    assert {path.name for path in out.iterdir()} == {"model.onnx", "model.onnx.zip"}
 
 
 @pytest.mark.parametrize(

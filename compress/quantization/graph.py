@@ -134,4 +134,6 @@ def sqnr_db(reference: Array, approximation: Array) -> float:
     """Signal to quantization noise, in dB: 10 log10 of the energy of ``reference`` over that of the difference."""
     noise = float(np.square(reference - approximation, dtype=np.float64).sum())
     signal = float(np.square(reference, dtype=np.float64).sum())
+    if not np.isfinite(noise):
+        return -float("inf")
     return 10 * float(np.log10(signal / noise)) if noise > 0 and signal > 0 else float("inf")

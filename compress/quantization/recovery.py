@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import onnx
 
+from compress.errors import QuantizationError
 from compress.quantization.fallback import return_to_float
 from compress.quantization.graph import Layer, array, constants, copy_of, replace_constants
-from compress.quantization.rounding import RoundingConfig, learn_rounding
+from compress.quantization.rounding import RoundedLayer, RoundingConfig, learn_rounding
 from compress.quantization.sensitivity import layer_sensitivity
 from compress.quantization.source import finish
 from compress.quantization.workbench import Make, Workbench
@@ -38,15 +39,24 @@ def recover(bench: Workbench, name: str, proto: onnx.ModelProto, make: Make, lay
         _mixed(bench, name, proto, make, learned, asked)
 
 
+def learned_rounding(
+    bench: Workbench, name: str, proto: onnx.ModelProto, quantized: onnx.ModelProto
+) -> tuple[onnx.ModelProto, dict[str, RoundedLayer]]:
+    """The graph with learned rounding, and what came of each layer; as it came, with a note, of too few samples."""
+    config, context = RoundingConfig(steps=bench.config.rounding_steps), bench.context
+    try:
+        return learn_rounding(proto, quantized, bench.probe, config, seed=context.seed, progress=context.progress)
+    except QuantizationError as error:
+        bench.note(f"{name}: {error}")
+        return quantized, {}
+
+
 def _learned(
     bench: Workbench, name: str, proto: onnx.ModelProto, quantized: onnx.ModelProto
 ) -> tuple[onnx.ModelProto, float]:
     """The graph with learned rounding, as a file, and its drop; as it came, where nothing could be learned."""
     assert bench.judge is not None
-    rounding = RoundingConfig(steps=bench.config.rounding_steps)
-    learned, figures = learn_rounding(
-        proto, quantized, bench.probe, rounding, seed=bench.context.seed, progress=bench.context.progress
-    )
+    learned, figures = learned_rounding(bench, name, proto, quantized)
     bench.tell("rounding", name, {layer: asdict(figure) for layer, figure in figures.items()})
     if learned == quantized:
         return quantized, bench.files[name]["validation_drop"]

@@ -10,7 +10,7 @@ import onnx
 from compress.errors import QuantizationError
 from compress.quantization.blocks import BlockConfig, narrow, quantize_blocks
 from compress.quantization.entropy import SizeFigures, input_energy, round_for_size, strongest
-from compress.quantization.rounding import RoundingConfig, learn_rounding
+from compress.quantization.recovery import learned_rounding
 from compress.quantization.sharing import SharingConfig, share_weights, store
 from compress.quantization.source import finish
 from compress.quantization.workbench import Workbench
@@ -57,10 +57,7 @@ def _add_blocks(bench: Workbench) -> None:
         )
     made = quantize_blocks(bench.source.proto, config, bench.config.exclude)
     if bench.config.rounding != "nearest":
-        rounding = RoundingConfig(steps=bench.config.rounding_steps)
-        made, _ = learn_rounding(
-            bench.source.proto, made, bench.probe, rounding, seed=bench.context.seed, progress=bench.context.progress
-        )
+        made, _ = learned_rounding(bench, config.name, bench.source.proto, made)
     _add_if_within(bench, config.name, made)
     bench.bases[config.name] = made
     if all(layer.operator in ("Gemm", "MatMul") for layer in bench.layers):

@@ -36,8 +36,8 @@ def quantize(model: OnnxModel, config: QuantizeConfig, context: Context) -> tupl
 
     Every candidate is run at batch sizes 1, 2 and 5, keeps the output shapes, and keeps every zero weight. Where the
     plainest candidate of a form loses more than ``context.max_drop`` on validation, its rounding is learned, and then
-    layers return to float until it does not. Of files above 2 GB the weights alone are quantized. With
-    ``method="auto"`` what cannot be made is a note of the record.
+    layers return to float until it does not. Of files above 2 GB the weights alone are quantized. What
+    cannot be made is a note of the record; of the method asked for, it is an error.
 
     Raises:
         QuantizationError: the data is not finite, a node to exclude does not exist, the method asked for does not
