@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,12 @@ from compress.cli.options import (
 if TYPE_CHECKING:
     from compress.opening import Opened
     from compress.recipe import Recipe
+    from compress.reporting import Section
     from compress.values import Context, OnnxModel
 
 NOT_MET = 3
 CACHE = ".calibration"
+RESULT = "quantize.json"
 
 
 @click.command(short_help="Write quantized ONNX files, measured, and the best of them.")
@@ -61,11 +64,25 @@ def quantize(model: Path, out: Path, overwrite: bool, **options: Any) -> int:
     """
     from compress.opening import open_inputs
 
+    if model.resolve() == (out / "model.onnx").resolve():
+        raise click.UsageError(f"--out {out} would replace {model} itself: give another directory.")
     recipe = recipe_from(model, options)
     with Display() as display:
         opened = open_inputs(recipe, display)
+        _forget_earlier_files(out)
         context = opened.context(out, recipe, display, cache=out / CACHE)
         return _quantize(opened, recipe, context)
+
+
+def _forget_earlier_files(out: Path) -> None:
+    """Delete the candidates that an earlier run wrote here, so that none of them is taken for one of this run."""
+    try:
+        variants = json.loads((out / RESULT).read_bytes())["variants"]
+    except (OSError, ValueError, KeyError):
+        return
+    for variant in variants[1:]:  # the first is float.onnx, which is written again
+        (out / Path(variant["file"]).name).unlink(missing_ok=True)
+    (out / RESULT).unlink()
 
 
 def _quantize(opened: Opened, recipe: Recipe, context: Context) -> int:
@@ -87,22 +104,26 @@ def _quantize(opened: Opened, recipe: Recipe, context: Context) -> int:
     write_shipped(shipped.variant.onnx, context.directory, told, ort=recipe.export.ort)
     entries = variant_entries(measurements, context.directory, choice)
     found = {"shipped": choice.shipped, "met": choice.met, "variants": entries, "quantize": record}
-    write_atomically(context.directory / "quantize.json", to_json(found))
+    write_atomically(context.directory / RESULT, to_json(found))
     shutil.rmtree(context.directory / CACHE, ignore_errors=True)  # nothing is left to go on from
     for note in dict.fromkeys((*opened.notes, *record.notes, *filter(None, [record.skipped]))):
         say(note)
     table = variant_table(entries, choice.shipped)
     show_table(table.columns, table.rows, table.mark)
-    section = quantization_section(record.figures, choice.shipped)
-    if section is not None:
-        say("")
-        for found_table in filter(None, (section.files, section.fallback)):
-            show_table(found_table.columns, found_table.rows, found_table.mark)
-            say("")
-        for sentence in section.sentences:
-            say(sentence)
+    _show_section(quantization_section(record.figures, choice.shipped))
     say(f"{context.directory / 'model.onnx'}: {choice.shipped}")
     return 0 if choice.met else NOT_MET
+
+
+def _show_section(section: Section | None) -> None:
+    if section is None:
+        return
+    say("")
+    for table in filter(None, (section.files, section.fallback)):
+        show_table(table.columns, table.rows, table.mark)
+        say("")
+    for sentence in section.sentences:
+        say(sentence)
 
 
 def _float_file(opened: Opened, recipe: Recipe, context: Context) -> OnnxModel:
