@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 
 from compress.data.splits import Split
 from compress.files import write_atomically
-from compress.measurement import Score, drop, interleave, outputs_of, score
+from compress.measurement import Score, drop, interleave, outputs_of, score, top1
 from compress.measurement.accuracy import Outputs
 from compress.measurement.sessions import open_session
 from compress.models.onnx_file import Array, run, serialize
@@ -20,6 +21,7 @@ from compress.values import Context, OnnxModel
 Feed = dict[str, Array]
 
 _DIGITS = 9  # of drops, which are differences of floats: one of exactly the budget is within it, as at the gate
+_ONE_SIDED = 1.645  # standard deviations: 95 % of a normal distribution lie below
 _ROUNDS = 7
 _SECONDS = 0.15  # of timing one graph: enough to tell 5 %; what ships is timed by the benchmark stage
 
@@ -49,12 +51,37 @@ class Judge:
 
     def drop(self, data: bytes) -> float:
         """What a graph loses on validation, as a fraction: of accuracy, or of fidelity where there are no labels."""
+        return round(drop(score(self._outputs_of(data), self._reference), self._baseline), _DIGITS)
+
+    def drop_bound(self, data: bytes) -> tuple[float, float]:
+        """The drop, and what it stays below with 95 % confidence, as far as a split of this size can tell.
+
+        A strength or a number of values that is searched for on validation is the one that luck favours there: it is
+        held to the bound. The interval is Wald's for paired answers (McNemar's setting; Agresti 2002, section 10.1):
+        only samples that one of the two answers rightly, and the other not, add to its width.
+        """
+        outputs = self._outputs_of(data)
+        lost, won = self._changes(outputs)
+        size = len(outputs.values)
+        found = (lost - won) / size
+        deviation = sqrt(max(lost + won - size * found**2, 0.0)) / size
+        return round(found, _DIGITS), round(found + _ONE_SIDED * deviation, _DIGITS)
+
+    def _changes(self, outputs: Outputs) -> tuple[int, int]:
+        """Samples that only the original answers rightly, and those that only the graph does."""
+        ours, theirs = top1(outputs.values), top1(self._reference.values)
+        if outputs.labels is None:  # what the original answers counts as right
+            differ = (ours != theirs).reshape(len(ours), -1).any(axis=1)
+            return int(differ.sum()), 0
+        right, before = ours == outputs.labels, theirs == outputs.labels
+        return int((before & ~right).sum()), int((right & ~before).sum())
+
+    def _outputs_of(self, data: bytes) -> Outputs:
         onnx_model = OnnxModel(self._written(data), self._model.inputs, self._model.opset, self._model.task)
         try:
-            outputs = outputs_of(onnx_model, self._split)
+            return outputs_of(onnx_model, self._split)
         finally:
             self._trial.unlink()
-        return round(drop(score(outputs, self._reference), self._baseline), _DIGITS)
 
     def p50_ms(self, data: bytes) -> tuple[float, float]:
         """Median latency of one sample, of a graph and of the float file, timed in turns at one thread."""

@@ -15,8 +15,6 @@ from compress.quantization.sharing import SharingConfig, share_weights, store
 from compress.quantization.source import finish
 from compress.quantization.workbench import Workbench
 
-# Of the budget: a strength that was searched for on validation looks better there than on other samples.
-_SHARE_OF_BUDGET = 0.75
 _INT4_IR = 10  # the first IR version with INT4; so is onnxruntime 1.18, which runs opset 21
 
 
@@ -42,7 +40,7 @@ def _add_rounded(bench: Workbench, name: str, proto: onnx.ModelProto) -> None:
 
     found = strongest(build, partial(_within, bench, f"{name}-rounded"), progress=bench.context.progress)
     if found is None:
-        raise QuantizationError(f"{name}-rounded: not even the weakest rounding keeps {_allowed(bench):.4f}")
+        raise QuantizationError(f"{name}-rounded: not even the weakest rounding keeps {bench.context.max_drop:.4f}")
     strength, made = found
     bench.add(f"{name}-rounded", made, strength=strength, rounding=asdict(figures[strength]))
 
@@ -81,12 +79,15 @@ def _add_shared(bench: Workbench) -> None:
             device=bench.context.device,
             progress=bench.context.progress,
         )
-        drop = _drop(bench, f"shared-{values}", store(shared))
-        if drop <= _allowed(bench):
+        drop, bound = _loss(bench, f"shared-{values}", store(shared))
+        if bound <= bench.context.max_drop:
             bench.add(f"shared-{values}", store(shared), validation_drop=drop, **shared.figures)
             return
-        lost.append(f"{drop:.4f} with {values}")
-    raise QuantizationError(f"shared: too much is lost, {', '.join(lost)} values; {_allowed(bench):.4f} is allowed")
+        lost.append(f"{bound:.4f} with {values}")
+    raise QuantizationError(
+        f"shared: up to {', '.join(lost)} values may be lost (95 % one-sided, on validation), "
+        f"{bench.context.max_drop:.4f} is allowed"
+    )
 
 
 def _reads_int4(bench: Workbench) -> bool:
@@ -95,20 +96,20 @@ def _reads_int4(bench: Workbench) -> bool:
 
 
 def _add_if_within(bench: Workbench, name: str, proto: onnx.ModelProto) -> None:
-    drop = _drop(bench, name, proto)
-    if drop > _allowed(bench):
-        raise QuantizationError(f"{name}: loses {drop:.4f} on validation, {_allowed(bench):.4f} is allowed")
+    drop, bound = _loss(bench, name, proto)
+    if bound > bench.context.max_drop:
+        raise QuantizationError(
+            f"{name}: loses {drop:.4f} on validation, and up to {bound:.4f} (95 % one-sided); "
+            f"{bench.context.max_drop:.4f} is allowed"
+        )
     bench.add(name, proto, validation_drop=drop)
 
 
 def _within(bench: Workbench, name: str, proto: onnx.ModelProto) -> bool:
-    return _drop(bench, name, proto) <= _allowed(bench)
+    return _loss(bench, name, proto)[1] <= bench.context.max_drop
 
 
-def _drop(bench: Workbench, name: str, proto: onnx.ModelProto) -> float:
+def _loss(bench: Workbench, name: str, proto: onnx.ModelProto) -> tuple[float, float]:
+    """What a graph loses on validation, and what it stays below: see `Judge.drop_bound`."""
     assert bench.judge is not None
-    return bench.judge.drop(finish(bench.source, proto, name, bench.config))
-
-
-def _allowed(bench: Workbench) -> float:
-    return bench.context.max_drop * _SHARE_OF_BUDGET
+    return bench.judge.drop_bound(finish(bench.source, proto, name, bench.config))
