@@ -30,6 +30,7 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
+from benchmarks.memory import reset_peak, status
 from compress.data import DataOptions, load_data
 from compress.files import write_atomically
 from compress.measurement.environment import environment
@@ -66,7 +67,7 @@ def once(library: str, method: str, model: Path, data: str, images: int) -> dict
     proto = read(model)
     inputs = graph_inputs(proto)
     split = load_data(data, DataOptions(calibration=images, channels=_channels(inputs))).calibration
-    before = _reset_peak()
+    before = reset_peak()
     started = time.perf_counter()
     if library == "compress":
         found = calibrate(proto, split, inputs, batch_size=BATCH)
@@ -79,7 +80,7 @@ def once(library: str, method: str, model: Path, data: str, images: int) -> dict
             observed = time.perf_counter() - started
             ranges = len(calibrator.compute_data().data)
     seconds = time.perf_counter() - started
-    peak = _status("VmHWM")
+    peak = status("VmHWM")
     return {
         "peak_bytes": peak, "extra_bytes": peak - before, "seconds": seconds, "observing_seconds": observed,
         "images": len(split), "ranges": ranges,
@@ -102,18 +103,6 @@ def _calibrator(method: str, model: Path) -> Any:
 def _channels(inputs: tuple[InputSpec, ...]) -> int | None:
     shape = inputs[0].shape
     return shape[0] if len(shape) == 3 else None
-
-
-def _reset_peak() -> int:
-    """Resident bytes now, which the peak is set back to: reading the data takes more than calibrating."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _status(field: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def spawn(library: str, method: str, model: Path, data: str, images: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from unittest import mock
 import torch
 from torch import nn
 
+from benchmarks.memory import reset_peak, status
 from compress.files import write_atomically
 from compress.measurement.environment import environment
 from compress.onnx_export import ExportConfig, export, finishing, stage
@@ -45,7 +46,7 @@ class Parts:
 
     @contextmanager
     def measured(self, name: str) -> Iterator[None]:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is in use now
+        reset_peak()
         started = time.perf_counter()
         yield
         row = {"seconds": round(time.perf_counter() - started, 2), **_memory()}
@@ -62,9 +63,8 @@ class Parts:
 
 def _memory() -> dict[str, float]:
     """Bytes: the high-water mark, and what is in use, of its own and of mapped files."""
-    told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    keys = {"peak_bytes": "VmHWM", "anonymous_bytes": "RssAnon", "mapped_bytes": "RssFile"}
-    return {name: int(told[key].split()[0]) * 1024 for name, key in keys.items()}
+    fields = {"peak_bytes": "VmHWM", "anonymous_bytes": "RssAnon", "mapped_bytes": "RssFile"}
+    return {name: status(field) for name, field in fields.items()}
 
 
 def mlp(width: int, depth: int) -> nn.Sequential:

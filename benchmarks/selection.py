@@ -29,6 +29,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from benchmarks.memory import reset_peak, status
 from compress.files import write_atomically
 from compress.measurement.environment import environment
 from compress.sparsity.masks import apply_masks, make_masks, sparsifiable
@@ -71,27 +72,15 @@ def once(method: str, weights: int, sparsity: float, zeros: Path) -> dict[str, A
     for parameter in module.parameters():
         parameter.detach().amax()
     read = time.perf_counter() - started
-    before = _reset_peak()
+    before = reset_peak()
     started = time.perf_counter()
     METHODS[method](module, sparsity)
     seconds = time.perf_counter() - started
-    extra = _status("VmHWM") - before
+    extra = status("VmHWM") - before
     # The peer's layers keep the weights in another parameter, and what is left of them in an attribute.
     flat = torch.cat([layer.weight.flatten() == 0 for layer in module if isinstance(layer, nn.Linear)])
     zeros.write_bytes(np.packbits(flat.numpy()).tobytes())
     return {"seconds": seconds, "extra_bytes": extra, "read_seconds": read, "weights": len(flat)}
-
-
-def _reset_peak() -> int:
-    """Resident bytes now, which the peak is set back to."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _status(field: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def compare(weights: int, sparsity: float, repeats: int, threads: int) -> dict[str, Any]:

@@ -13,21 +13,11 @@ from compress.errors import QuantizationError
 from compress.quantization.candidates import Candidate
 from compress.quantization.integer import quantize_dynamic_range, quantize_static_qdq
 from compress.quantization.kernels import Share, int8_share
+from tests.test_quantization_saturation import graph_model
 
 FLOAT = TensorProto.FLOAT
 U8S8 = Candidate("static", "no", reduce_range=False)
 CONV_MACS, GEMM_MACS = 8 * 4 * 4 * 2 * 9, 3 * 128  # of _cnn()
-
-
-def _model(nodes: list[onnx.NodeProto], initializers: dict[str, np.ndarray], shape: tuple[int, ...]):
-    graph = helper.make_graph(
-        nodes,
-        "model",
-        [helper.make_tensor_value_info("x", FLOAT, ["batch", *shape])],
-        [helper.make_tensor_value_info("y", FLOAT, None)],
-        [numpy_helper.from_array(value, name) for name, value in initializers.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
 def _weights(*shape: int) -> np.ndarray:
@@ -42,7 +32,7 @@ def _cnn() -> onnx.ModelProto:
         helper.make_node("Gemm", ["f", "fc.weight", "fc.bias"], ["y"], transB=1, name="fc"),
     ]
     constants = {"conv.weight": _weights(8, 2, 3, 3), "fc.weight": _weights(3, 128), "fc.bias": _weights(3)}
-    return _model(nodes, constants, (2, 6, 6))
+    return graph_model(nodes, constants, (2, 6, 6))
 
 
 RANGES = {"x": (-1.0, 1.0), "c": (-9.0, 9.0), "f": (-9.0, 9.0), "y": (-99.0, 99.0)}
@@ -83,7 +73,7 @@ def test_nodes_without_names_are_counted_too() -> None:
 
 def test_conversions_that_are_not_fused_leave_their_layer_in_float() -> None:
     node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="up")
-    proto = _model([node], {"w": _weights(2, 4, 3, 3)}, (2, 6, 6))
+    proto = graph_model([node], {"w": _weights(2, 4, 3, 3)}, (2, 6, 6))
     share = _share(quantize_static_qdq(proto, U8S8, {"x": (-1.0, 1.0), "y": (-9.0, 9.0)}), IMAGE)
     assert share.macs == 0
     (found,) = share.in_float
@@ -98,20 +88,20 @@ def test_a_product_of_two_activations_is_told_as_such() -> None:
         helper.make_node("Softmax", ["t"], ["s"], name="soft"),
         helper.make_node("MatMul", ["x", "s"], ["y"], name="scores"),
     ]
-    (found,) = _share(_model(nodes, {}, (5, 7)), {"x": _weights(1, 5, 7)}).in_float
+    (found,) = _share(graph_model(nodes, {}, (5, 7)), {"x": _weights(1, 5, 7)}).in_float
     assert (found.macs, found.reason) == (5 * 5 * 7, "a product of two activations")
 
 
 def test_dynamic_layers_count_as_int8() -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
-    proto = _model([node], {"w": _weights(32, 16)}, (32,))
+    proto = graph_model([node], {"w": _weights(32, 16)}, (32,))
     dynamic = quantize_dynamic_range(proto, Candidate("dynamic", "no", reduce_range=False))
     assert _share(dynamic, {"x": _weights(1, 32)}).macs == 1.0
 
 
 def test_a_recurrent_layer_counts_each_step_of_both_weights() -> None:
     nodes = [helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=4, name="lstm")]
-    proto = _model(nodes, {"w": _weights(1, 16, 6), "r": _weights(1, 16, 4)}, (1, 6))
+    proto = graph_model(nodes, {"w": _weights(1, 16, 6), "r": _weights(1, 16, 4)}, (1, 6))
     (found,) = _share(proto, {"x": _weights(5, 1, 6)}).in_float
     assert found.macs == 5 * (16 * 6 + 16 * 4)
     dynamic = quantize_dynamic_range(proto, Candidate("dynamic", "no", reduce_range=False))

@@ -26,7 +26,7 @@ FLOAT = TensorProto.FLOAT
 INT8 = st.integers(-127, 127)
 
 
-def _model(nodes: list[onnx.NodeProto], initializers: dict[str, np.ndarray], shape: tuple[int, ...]):
+def graph_model(nodes: list[onnx.NodeProto], initializers: dict[str, np.ndarray], shape: tuple[int, ...]):
     graph = helper.make_graph(
         nodes,
         "model",
@@ -45,12 +45,12 @@ def _qdq(operator: str, weight: np.ndarray, activations: type = np.uint8, **attr
         helper.make_node("DequantizeLinear", ["w", "scale"], ["wd"]),
         helper.make_node(operator, ["xd", "wd"], ["y"], name="layer", **attributes),
     ]
-    return _model(nodes, {"scale": np.float32(1), "zero": activations(0), "w": weight}, (4,))
+    return graph_model(nodes, {"scale": np.float32(1), "zero": activations(0), "w": weight}, (4,))
 
 
 def _float(operator: str, weight: np.ndarray, shape: tuple[int, ...], **attributes: int) -> onnx.ModelProto:
     node = helper.make_node(operator, ["x", "w"], ["y"], name="layer", **attributes)
-    return _model([node], {"w": weight.astype(np.float32)}, shape)
+    return graph_model([node], {"w": weight.astype(np.float32)}, shape)
 
 
 def _pair(*values: int) -> np.ndarray:
@@ -138,24 +138,24 @@ def test_an_int8_weight_with_float_activations_is_computed_in_float() -> None:
         helper.make_node("DequantizeLinear", ["w", "scale"], ["wd"]),
         helper.make_node("Gemm", ["x", "wd"], ["y"], transB=1),
     ]
-    model = _model(nodes, {"scale": np.float32(1), "w": _pair(127, 127)}, (2,))
+    model = graph_model(nodes, {"scale": np.float32(1), "w": _pair(127, 127)}, (2,))
     assert saturating_layers(model) == ()
 
 
 def test_products_of_dynamic_ranges_are_seen() -> None:
     columns = np.full((4, 2), 127, np.int8)
     node = helper.make_node("MatMulInteger", ["x", "w"], ["y"], name="layer")
-    (found,) = saturating_layers(_model([node], {"w": columns}, (4,)))
+    (found,) = saturating_layers(graph_model([node], {"w": columns}, (4,)))
     assert found.worst == 254
 
 
 def test_both_weights_of_a_dynamic_lstm_are_seen() -> None:
     quiet, loud = np.ones((2, 6, 8), np.int8), np.full((2, 2, 8), 100, np.int8)  # (directions, K, 4 H)
     node = helper.make_node("DynamicQuantizeLSTM", ["x", "w", "r"], ["y"], name="lstm", domain="com.microsoft")
-    assert [found.weight for found in saturating_layers(_model([node], {"w": quiet, "r": loud}, (6,)))] == ["r"]
+    assert [found.weight for found in saturating_layers(graph_model([node], {"w": quiet, "r": loud}, (6,)))] == ["r"]
     across = np.zeros((1, 6, 8), np.int8)
     across[0, 0, :2] = 127  # neighbours along 4 H are of two sums
-    assert not saturating_layers(_model([node], {"w": across, "r": np.ones((1, 2, 8), np.int8)}, (6,)))
+    assert not saturating_layers(graph_model([node], {"w": across, "r": np.ones((1, 2, 8), np.int8)}, (6,)))
 
 
 LAYERS = {
