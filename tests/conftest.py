@@ -45,6 +45,7 @@ QUICK: dict[str, Any] = {
         "min_steps": 80,
         "finetune": {"batch_size": 32, "learning_rate": 0.005},
     },
+    "quantize": {"compact": "no", "types": "u8s8"},  # the others have tests of their own
     "benchmark": {"seconds": 0.05},
     "preprocess": {"calibration": 64},
     "max_drop": 0.1,

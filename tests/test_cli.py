@@ -17,7 +17,10 @@ from torch import nn
 
 from tests.conftest import Call, Outcome, tiny_cnn
 
-FAST = ("--set", "benchmark.seconds=0.05", "--set", "preprocess.calibration=64")
+FAST = (
+    *("--set", "benchmark.seconds=0.05", "--set", "preprocess.calibration=64"),
+    *("--set", "quantize.compact=no", "--set", "quantize.types=u8s8"),  # the others have tests of their own
+)
 
 
 @pytest.fixture

@@ -454,3 +454,14 @@ def test_text_ships_with_its_vocabulary(tmp_path: Path) -> None:
 
 def test_errors_are_of_one_family() -> None:
     assert issubclass(SparsityError, CompressError)
+
+
+def test_with_objective_size_smaller_files_than_int8_are_measured_and_the_smallest_within_the_budget_ships(
+    quick: Quick, tmp_path: Path
+) -> None:
+    report = run(quick(skip=("prune", "sparsify"), quantize={"method": "weights", "shared_steps": 0}))
+    zipped = {m.variant.name: m.zip_bytes for m in report.measurements}
+    assert {"baseline-int8-weights", "baseline-int4-weights", "baseline-int8-weights-rounded"} <= set(zipped)
+    assert zipped["baseline-int4-weights"] < 0.75 * zipped["baseline-int8-weights"]
+    assert report.shipped.zip_bytes < zipped["baseline-int8-weights"]
+    assert provenance(tmp_path / "run" / "model.onnx")["variant"] == report.choice.shipped
