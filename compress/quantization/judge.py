@@ -57,15 +57,16 @@ class Judge:
         """The drop, and what it stays below with 95 % confidence, as far as a split of this size can tell.
 
         A strength or a number of values that is searched for on validation is the one that luck favours there: it is
-        held to the bound. The interval is Wald's for paired answers (McNemar's setting; Agresti 2002, section 10.1):
-        only samples that one of the two answers rightly, and the other not, add to its width.
+        held to the bound. The interval is Wald's for paired answers with half a sample added to each of the four cells
+        (Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions"), which a few
+        samples need. Only those that one of the two answers rightly, and the other not, tell anything.
         """
         outputs = self._outputs_of(data)
         lost, won = self._changes(outputs)
         size = len(outputs.values)
-        found = (lost - won) / size
-        deviation = sqrt(max(lost + won - size * found**2, 0.0)) / size
-        return round(found, _DIGITS), round(found + _ONE_SIDED * deviation, _DIGITS)
+        added, center = size + 2, (lost - won) / (size + 2)
+        deviation = sqrt(lost + won + 1 - added * center**2) / added
+        return round((lost - won) / size, _DIGITS), round(center + _ONE_SIDED * deviation, _DIGITS)
 
     def _changes(self, outputs: Outputs) -> tuple[int, int]:
         """Samples that only the original answers rightly, and those that only the graph does."""
