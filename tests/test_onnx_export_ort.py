@@ -36,11 +36,10 @@ def test_the_ort_file_gives_the_outputs_of_the_onnx_file(source: Path, tmp_path:
     assert target.read_bytes()[4:8] == b"ORTM"
 
 
-def test_equal_files_give_equal_ort_bytes_and_no_path(source: Path, tmp_path: Path) -> None:
-    for name in ("a.ort", "b.ort"):
-        to_ort(source, tmp_path / name)
-    content = (tmp_path / "a.ort").read_bytes()
-    assert content == (tmp_path / "b.ort").read_bytes()
+def test_the_ort_file_holds_no_path(source: Path, tmp_path: Path) -> None:
+    """Its bytes differ from one writing to the next: onnxruntime puts its tables in no fixed order."""
+    to_ort(source, tmp_path / "model.ort")
+    content = (tmp_path / "model.ort").read_bytes()
     assert b"/tmp" not in content
     assert str(tmp_path).encode() not in content
 

@@ -28,6 +28,8 @@ def to_ort(source: Path, target: Path, inputs: Sequence[InputSpec] = ()) -> None
     the blocked layout that onnxruntime gives an .onnx file when it loads it: such nets are several times slower as
     .ort, where int8 ones and those of matrix products are not.
 
+    Equal files give equal outputs, and not equal bytes: onnxruntime writes its tables in no fixed order.
+
     Args:
         source: An ONNX file of at most 2 GB.
         target: The file to write.
