@@ -27,7 +27,11 @@ test: $(READY)
 	$(BIN)/mypy --strict compress
 	$(BIN)/pytest -q
 
+# Where there is an NVIDIA driver, the onnxruntime that can use it takes the place of the plain one: they share files.
 test-gpu: $(READY)
+	@if command -v nvidia-smi > /dev/null && ! $(BIN)/python -m pip show --quiet onnxruntime-gpu 2> /dev/null; then \
+		$(BIN)/python -m pip uninstall --quiet --yes onnxruntime; \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt 'onnxruntime-gpu[cuda,cudnn]'; fi
 	$(BIN)/pytest -q -m gpu -rs
 
 format: $(READY)

@@ -20,7 +20,8 @@ import torch
 from benchmarks.train import MODELS
 from compress.data import Data
 from compress.files import write_atomically
-from compress.measurement import accuracy, outputs_of
+from compress.measurement import outputs_of
+from compress.measurement.accuracy import accuracy
 from compress.models import load
 from compress.pruning import IMPORTANCES, analyse, prune
 from compress.training import reestimate

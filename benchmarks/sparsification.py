@@ -26,7 +26,8 @@ from scipy import stats
 from benchmarks.train import MODELS
 from compress.data import Data
 from compress.files import write_atomically
-from compress.measurement import accuracy, outputs_of
+from compress.measurement import outputs_of
+from compress.measurement.accuracy import accuracy
 from compress.measurement.environment import environment
 from compress.models import load
 from compress.sparsity import SparsifyConfig, sparsify

@@ -28,7 +28,8 @@ from benchmarks.reviews import fetch_reviews
 from benchmarks.three_classes import fetch_three_classes
 from compress.data import Data, DataOptions, Tokenizer, load_data, read_texts
 from compress.files import write_atomically
-from compress.measurement import accuracy, outputs_of
+from compress.measurement import outputs_of
+from compress.measurement.accuracy import accuracy
 from compress.models.reference import FineGrainedCNN, LSTMClassifier, alexnet, mlp, mnist_mlp, vgg16
 from compress.models.torchvision_compat import ensure_operators
 from compress.training import FineTuneConfig, finetune, plan_steps

@@ -10,6 +10,7 @@
     ├── MeasurementError          a session or a measurement that cannot be trusted
     ├── PruningError              channels that cannot be cut, or a target that cannot be reached by cutting
     ├── SparsityError             a sparsity that cannot be reached or did not hold
+    ├── ReportError               a report.json that cannot be read, or is not what its schema says
     └── WorkspaceError            the run directory: in use, unwritable, full
 
 Anything else that escapes is a defect of compress and says so. ``cli/`` is the one place where an error becomes an
@@ -58,6 +59,10 @@ class PruningError(CompressError):
 
 class SparsityError(CompressError):
     """A sparsity that cannot be reached, or zeros that did not hold."""
+
+
+class ReportError(CompressError):
+    """A report.json that is missing, broken, of a newer version, or not what its schema says."""
 
 
 class WorkspaceError(CompressError):

@@ -12,7 +12,9 @@ import torch
 from compress import __version__, models
 from compress.data import Data, load_data, synthetic
 from compress.errors import DataError, ModelError, RecipeError
-from compress.measurement import accuracy, outputs_of
+from compress.measurement import outputs_of
+from compress.measurement.accuracy import accuracy
+from compress.measurement.metrics import Metric, load_metric
 from compress.recipe import Recipe
 from compress.values import Context, InputSpec, Model, OnnxModel, Progress, State
 from compress.workspace import fingerprint
@@ -34,6 +36,7 @@ class Opened:
     notes: tuple[str, ...]  # what was done to the model, and what looks wrong, one line each, for the report
     identity: str  # sha256 of the model's and the data's bytes and of how they are read
     device: str  # cpu or cuda
+    metric: Metric | None = None  # of the user's own: what every drop is measured in; None: accuracy, or fidelity
 
     def needs_torch(self, command: str) -> Model:
         """The torch model, or the reason why ``command`` cannot use this source."""
@@ -67,6 +70,7 @@ class Opened:
             objective=recipe.objective,
             stored="float32" if "quantize" in recipe.skip else "int8",
             cache=cache,
+            metric=self.metric,
         )
 
 
@@ -76,6 +80,7 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
     Raises:
         ModelError, DataError, RecipeError: in one or two lines.
     """
+    metric = None if recipe.benchmark.metric is None else load_metric(recipe.benchmark.metric)
     progress("reading the model", 0, 0)
     source = _read_model(recipe)
     if source.fixed_batch is not None:
@@ -95,7 +100,8 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
         model=source.sha256,
         data=data.sha256 if data is not None else None,
         inputs=inputs,
-        factory=[recipe.factory, recipe.factory_args, hashlib.sha256(models.source_of(recipe.factory)).hexdigest()],
+        factory=[recipe.factory, recipe.factory_args, _digest(recipe.factory)],
+        **({} if metric is None else {"metric": [metric.spec, _digest(metric.spec)]}),
     )
     device = _device(recipe.device)
     samples = (data or synthetic(inputs)).calibration
@@ -103,12 +109,17 @@ def open_inputs(recipe: Recipe, progress: Progress) -> Opened:
     if source.onnx is not None:
         onnx = replace(source.onnx, inputs=_fitting(source.onnx.inputs, inputs, source, data))
         notes = (*source.notes, *_at_chance(onnx, data))
-        return Opened(source, data, None, State(model=None, onnx=onnx), example, notes, identity, device)
-    original = models.bind(source, inputs, example)
+        return Opened(source, data, None, State(model=None, onnx=onnx), example, notes, identity, device, metric)
+    original = _judged(models.bind(source, inputs, example), data)
     if data is not None and data.classes is not None:
         models.check_labels(original, example, data.classes)
     notes = (*source.notes, *(_at_chance(original, data) if recipe.model is not None else ()))
-    return Opened(source, data, original, State(model=original), example, notes, identity, device)
+    return Opened(source, data, original, State(model=original), example, notes, identity, device, metric)
+
+
+def _digest(spec: str | None) -> str:
+    """Of the user's code that ``spec`` names."""
+    return hashlib.sha256(models.source_of(spec)).hexdigest()
 
 
 def _read_model(recipe: Recipe) -> models.Source:
@@ -131,9 +142,19 @@ def _read_data(recipe: Recipe, source: models.Source, progress: Progress) -> Dat
         return None
     progress("reading the data", 0, 0)
     options = recipe.preprocess
+    if recipe.benchmark.metric is not None and options.labels:
+        options = replace(options, labels="any")
     if options.channels is None and not recipe.data.startswith(("csv:", "python:")):
         options = replace(options, channels=_image_channels(source))
     return load_data(recipe.data, options, beside=None if recipe.model is None else recipe.model.parent)
+
+
+def _judged(model: Model, data: Data | None) -> Model:
+    """The model as its labels are: those that a metric takes and that are no classes are not those of a classifier."""
+    if data is None or data.classes is not None:
+        return model
+    labels = data.validation.fetch(data.validation.indices[:1])[1]
+    return model if labels is None else replace(model, task="other")
 
 
 def _at_chance(model: Model | OnnxModel, data: Data | None) -> tuple[str, ...]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from compress.checkpoint import restore, save
+from compress.errors import MeasurementError
 from compress.files import copy_atomically
-from compress.measurement import SHIPPED_NAME, benchmark, members
+from compress.measurement import SHIPPED_NAME, BenchmarkConfig, benchmark, members
 from compress.onnx_export import export
 from compress.opening import Opened, open_inputs
 from compress.pruning import prune_to_budget
@@ -24,10 +27,11 @@ from compress.recipe import Recipe
 from compress.reporting import Report
 from compress.shipping import ship
 from compress.sparsity import resolve_layers, sparsifiable, sparsify
+from compress.sparsity.layer_alone import sensitivity_map
 from compress.speed import measured_speedup
-from compress.values import Context, Model, Progress, StageRecord, State, Variant, silent
+from compress.values import Context, Model, Progress, StageName, StageRecord, State, Variant, silent
 from compress.verify import verify
-from compress.workspace import Workspace, fingerprint
+from compress.workspace import ANSWERS, Workspace, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +44,16 @@ class Stage:
     name: str  # also the field of the recipe with its config
     run: StageFunction
     needs: tuple[str, ...] = ()  # "torch": a module that can be trained; "data": samples
+    version: int = 0  # of its record: raised where records of an earlier one can no longer be read
 
     @property
     def directory(self) -> str:
         return f"{self.number:02d}-{self.name}"
+
+    @property
+    def extra(self) -> dict[str, int]:
+        """What the fingerprint holds besides: nothing at version 0, so that earlier runs can be resumed."""
+        return {"version": self.version} if self.version else {}
 
 
 def _baseline(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
@@ -63,7 +73,7 @@ def _prune(state: State, recipe: Recipe, context: Context) -> tuple[State, Stage
     assert state.model is not None
 
     def measure(before: Model, after: Model) -> float:
-        return measured_speedup(before, after, recipe.export, context, recipe.benchmark.threads or 1)
+        return measured_speedup(before, after, recipe.export, context, recipe.benchmark.first_threads)
 
     model, record = prune_to_budget(state.model, recipe.prune, context, measure)
     if model is state.model:
@@ -108,8 +118,29 @@ def _quantize(state: State, recipe: Recipe, context: Context) -> tuple[State, St
 
 
 def _benchmark(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
-    measurements, record = benchmark(state.variants, recipe.benchmark, context)
-    return replace(state, measurements=measurements), record
+    keep = context.directory / Path(ANSWERS).name
+    measurements, record = benchmark(state.variants, recipe.benchmark, context, keep=keep)
+    return replace(state, measurements=measurements), _with_sensitivity(record, recipe.benchmark, context)
+
+
+def _with_sensitivity(record: StageRecord, config: BenchmarkConfig, context: Context) -> StageRecord:
+    """What each layer of the original is worth, or a note that says why that is not known."""
+    if context.original is None or context.data is None or config.sensitivity_seconds == 0:
+        return record
+    started, split = time.perf_counter(), context.data.validation or context.data.calibration
+    try:
+        found = sensitivity_map(
+            context.original,
+            split,
+            config.sensitivity_seconds,
+            device=context.device,
+            metric=context.metric,
+            progress=context.progress,
+        )
+    except MeasurementError as error:
+        return replace(record, notes=(*record.notes, f"no sensitivity of single layers: {error}"))
+    seconds = record.seconds + time.perf_counter() - started
+    return replace(record, seconds=seconds, figures={**record.figures, "sensitivity": found.to_dict()})
 
 
 STAGES = (
@@ -118,7 +149,7 @@ STAGES = (
     Stage(2, "sparsify", _sparsify, needs=("torch", "data")),
     Stage(3, "export", _export),
     Stage(4, "quantize", _quantize),
-    Stage(5, "benchmark", _benchmark),
+    Stage(5, "benchmark", _benchmark, version=1),
 )
 
 
@@ -141,11 +172,13 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
         config = getattr(recipe, stage.name, None) or recipe.export
         reason = _skipped(stage, recipe, opened)
         goal = _goal(stage, recipe)
-        previous = fingerprint(previous=previous, config=config, seed=recipe.seed, goal=goal, reason=reason)
+        previous = fingerprint(
+            previous=previous, config=config, seed=recipe.seed, goal=goal, reason=reason, **stage.extra
+        )
         stored = workspace.finished(stage.directory, previous) if recipe.resume else None
         if stored is None:
             directory = workspace.begin(stage.directory)
-            progress(stage.name, 0, 0)
+            progress(StageName(stage.name), stage.number, len(STAGES))
             after, record = state, StageRecord(stage.name, dataclasses.asdict(config), 0.0, skipped=reason)
             if reason is None:
                 after, record = stage.run(state, recipe, opened.context(directory, recipe, progress, workspace.cache))
@@ -154,9 +187,15 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
             workspace.finish(stage.directory, stored)
         state, record = restore(state, stored, workspace.stage_directory(stage.directory), opened.example)
         records.append(record)
+        progress(StageName(stage.name), stage.number + 1, len(STAGES), _result(record))
     report = ship(workspace, recipe, opened, state, tuple(records), command)
     workspace.drop_cache()
     return report
+
+
+def _result(record: StageRecord) -> str:
+    """What a stage came to, in a line."""
+    return f"skipped: {record.skipped}" if record.skipped else next(iter(record.notes), "")
 
 
 def _check_names(recipe: Recipe, opened: Opened) -> None:

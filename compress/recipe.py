@@ -24,6 +24,7 @@ from compress.onnx_export import ExportConfig
 from compress.pruning import PruneConfig, ReduceConfig
 from compress.quantization import QuantizeConfig
 from compress.reporting import Objective
+from compress.reporting.gate import Limits
 from compress.sparsity import CurveConfig, SparsifyConfig, TrainConfig
 from compress.values import InputSpec
 
@@ -58,7 +59,10 @@ SHORT: Mapping[str, str | tuple[str, ...]] = {
     "calibration": "quantize.calibration",
     "providers": "benchmark.providers",
     "batches": "benchmark.batches",
+    "batch": "benchmark.batches",
     "threads": "benchmark.threads",
+    "metric": "benchmark.metric",
+    "energy": "benchmark.energy",
 }
 
 # Tables whose keys are names of the user's own: left as they are written, and replaced as a whole, but for the one key
@@ -73,7 +77,9 @@ class Recipe:
     model: Path | None  # what `compress.models.load` takes; None: new weights from the factory (`compress train`)
     data: str | None = None  # what `compress.data.load_data` takes; None: synthetic inputs, no fine-tuning
     out: Path = Path("compressed")  # the run directory
-    max_drop: float = 0.01  # fraction 0..1 of accuracy (of fidelity without labels) that may be lost
+    max_drop: float = (
+        0.01  # allowed loss: a fraction 0..1 of accuracy (fidelity without labels), or in the metric's unit
+    )
     objective: Objective = "balanced"  # what the shipped variant is best at
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where fine-tuning runs
@@ -94,9 +100,10 @@ class Recipe:
     export: ExportConfig = field(default_factory=ExportConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    check: Limits = field(default_factory=Limits)  # of `compress check`; not part of the pipeline
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_drop <= 1:
+        if self.max_drop < 0 or (self.max_drop > 1 and self.benchmark.metric is None):
             raise RecipeError(f"max_drop={self.max_drop} must be a fraction within 0..1 (one point is 0.01)")
         self.input_specs()
 
@@ -154,6 +161,7 @@ def load_recipe(
         given = {**_table(merged, table), name: _value(value.strip())} if name else _value(value.strip())
         _merge(merged, _expanded({table: given}))
     merged["model"] = model
+    merged = _with_tuples(Recipe, merged)
     problems += list(_unknown(Recipe, merged, ""))
     try:
         recipe = TypeAdapter(Recipe).validate_python(merged)
@@ -260,6 +268,18 @@ def _unknown(kind: type, tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
             yield f"unknown option {prefix}{key}: {hint}"
         elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
             yield from _unknown(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
+
+
+def _with_tuples(kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """One value where several may be is a tuple of one: ``threads = 1``, ``providers = "cuda"``."""
+    hints = typing.get_type_hints(kind)
+
+    def fitted(hint: Any, value: Any) -> Any:
+        if dataclasses.is_dataclass(hint):
+            return _with_tuples(typing.cast(type, hint), value) if isinstance(value, Mapping) else value
+        return (value,) if typing.get_origin(hint) is tuple and isinstance(value, str | int | float) else value
+
+    return {key: fitted(hints.get(key), value) for key, value in tree.items()}
 
 
 def _told(error: Mapping[str, Any]) -> str:

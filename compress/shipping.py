@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,18 @@ from typing import Any
 
 from compress.files import copy_atomically, write_atomically
 from compress.measurement import SHIPPED_NAME, Measurement, members, write_zip
+from compress.measurement.answers import load_answers
+from compress.measurement.changes import most_changed
 from compress.measurement.environment import environment
+from compress.measurement.layers import layer_changes
 from compress.models.onnx_file import stamp
 from compress.onnx_export import to_ort
 from compress.opening import Opened
 from compress.recipe import Recipe
-from compress.reporting import Report, build_report, render_html, render_markdown, weight_pictures
+from compress.reporting import Report, build_report, render
+from compress.reporting.schema import validate
 from compress.values import OnnxModel, StageRecord, State
-from compress.workspace import Workspace, fingerprint, to_json
+from compress.workspace import ANSWERS, REPORT, Workspace, fingerprint, to_json
 
 _SHORT = 16  # hexadecimal digits that tell recipes and calibrations apart; each byte counts in a small file
 
@@ -31,11 +36,13 @@ def ship(
 ) -> Report:
     """Write model.onnx, its zip, what must lie beside it, the reports, plots/ of weights and manifest.json.
 
+    The report is held against its schema: one that does not fit is a defect of compress, and raises.
+
     Args:
         state: With one measurement for each variant.
         command: How the run was started, for the report.
     """
-    facts = environment(recipe.benchmark.threads)
+    facts = environment(recipe.benchmark.first_threads)
     report = build_report(
         state.measurements,
         records,
@@ -48,28 +55,40 @@ def ship(
         root=workspace.root,
         notes=opened.notes,
     )
+    report = replace(report, **_against_baseline(workspace, report, opened))
     told = origin(opened.source.sha256, report.shipped, records)
     zipped = write_shipped(report.shipped.variant.onnx, workspace.root, told, ort=recipe.export.ort)
     report = replace(report, shipped_zip_bytes=zipped)
     for name, content in (opened.data.files if opened.data is not None else {}).items():
         workspace.write(name, content)
-    plain = report.to_dict()
-    workspace.write("report.json", to_json(plain))
-    workspace.write("report.md", render_markdown(plain).encode())
-    pictures = weight_pictures(plain)
-    for name, content in pictures.items():
-        workspace.write(f"plots/{name}", content)
-    workspace.write("report.html", render_html(plain, pictures).encode())
+    plain = json.loads(to_json(report.to_dict()))  # as it is read back: without tuples and paths
+    validate(plain)
+    workspace.write(REPORT, to_json(plain))
+    for name, content in render(plain).items():
+        workspace.write(name, content)
     source = {"path": str(recipe.model), "sha256": opened.source.sha256}
     workspace.write_manifest({"command": command, "seed": recipe.seed, "model": source, "environment": facts})
     return report
+
+
+def _against_baseline(workspace: Workspace, report: Report, opened: Opened) -> dict[str, Any]:
+    """What became of the layers, and of single answers; nothing where the baseline itself ships."""
+    baseline, shipped = report.baseline.variant, report.shipped.variant
+    if shipped is baseline:
+        return {}
+    answers = workspace.root / ANSWERS
+    changed: Sequence[Mapping[str, Any]] = ()
+    if opened.data is not None and answers.is_file():
+        names = (baseline.name, shipped.name)
+        changed = most_changed(baseline.onnx, shipped.onnx, names, load_answers(answers), opened.data)
+    return {"layers": layer_changes(baseline.onnx.path, shipped.onnx.path), "changed": changed}
 
 
 def origin(source_sha256: str, shipped: Measurement, records: Sequence[StageRecord]) -> dict[str, Any]:
     """Where a file comes from, as its metadata tells: see `compress.models.onnx_file.provenance`."""
     facts = environment(0)
     calibration = next((r.figures["calibration"] for r in records if "calibration" in r.figures), None)
-    accuracy = shipped.test.accuracy
+    accuracy = shipped.test.score.accuracy
     return {
         "source": source_sha256,
         "variant": shipped.variant.name,

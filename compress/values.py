@@ -14,13 +14,26 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compress.data.splits import Data
+    from compress.measurement.metrics import Metric
     from compress.measurement.stage import Measurement
 
 Task = Literal["classification", "other"]
 
 
+class StageName(str):
+    """The label of a whole stage in `Progress` calls, where ``done`` of ``total`` stages are over.
+
+    Told when the stage begins, and again when it is over: one more is done, and the note is its result.
+    """
+
+
 class Progress(Protocol):
-    """Told about long work: what, how far, and the best figure so far. Must return quickly and never raise."""
+    """Told about long work: what, how far, and a note. Must return quickly and never raise.
+
+    Work that is told while another piece is unfinished is a part of it, so that whoever stops early says so:
+    ``done`` = ``total``. ``total`` is 0 where it is not known. A note that begins with "best" tells the best result so
+    far, and stays on show.
+    """
 
     def __call__(self, label: str, done: int, total: int, note: str = "") -> None: ...
 
@@ -101,6 +114,7 @@ class Context:
     objective: str = "balanced"  # what the shipped variant is to be best at: size, latency, balanced
     stored: Literal["float32", "int8"] = "int8"  # what the smallest variant's weights will be
     cache: Path | None = None  # a directory for work that a stopped run goes on from; None: nothing is kept
+    metric: Metric | None = None  # of the user's own: what every drop is measured in; None: accuracy, or fidelity
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,26 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.errors import WorkspaceError
 from compress.files import sync_directory, write_atomically
+from compress.reporting.schema import read
 
 logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
 MANIFEST = "manifest.json"
+REPORT = "report.json"
+ANSWERS = "stages/05-benchmark/answers.npz"  # of every variant to the test split: `compress.measurement.answers`
 # What a run writes at the top of its directory, and so all that --overwrite may delete.
 OWN = (
-    "report.json",
+    REPORT,
     "report.md",
     "report.html",
+    "report.csv",
     "model.onnx",
     "model.onnx.zip",
     "model.ort",
@@ -55,9 +59,38 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _listed(path: Path) -> dict[str, Any]:
+    """A file as the manifest tells of it."""
+    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+
+
 def fingerprint(**parts: object) -> str:
     """sha256 of what decides a stage's result: its config, its inputs, its seed."""
     return hashlib.sha256(to_json(dict(sorted(parts.items())))).hexdigest()
+
+
+def read_run(root: Path) -> dict[str, Any]:
+    """The report of a finished run: the plain dict of report.json, valid, with every key that this version knows.
+
+    Raises:
+        WorkspaceError: ``root`` is no run, or the run is not finished.
+        ReportError: its report.json cannot be read.
+    """
+    try:
+        content = (root / REPORT).read_bytes()
+    except OSError as error:
+        raise WorkspaceError(_no_run(root, error)) from error
+    return read(content, root / REPORT)
+
+
+def _no_run(root: Path, error: OSError) -> str:
+    if not root.is_dir():
+        return f"{root} is {'a file' if root.exists() else 'not there'}. Give the directory of a run: its --out."
+    if (root / REPORT).exists():
+        return f"{root / REPORT} cannot be read: {error.strerror or error}."
+    if (root / "stages").is_dir():
+        return f"{root} has no {REPORT}: the run is not finished. Go on with the same command and --resume."
+    return f"{root} is not the directory of a run: it has no {REPORT}. Give what was given as --out."
 
 
 class Workspace:
@@ -147,14 +180,23 @@ class Workspace:
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
         """List every file of the run with its sha256 and size, after ``facts`` (versions, seed, CPU, command)."""
         files = {
-            path.relative_to(self.root).as_posix(): {
-                "sha256": _sha256(path),
-                "bytes": path.stat().st_size,
-            }
+            path.relative_to(self.root).as_posix(): _listed(path)
             for path in sorted(self.root.rglob("*"))
             if path.is_file() and path != self.root / MANIFEST and self.cache not in path.parents
         }
         self.write(MANIFEST, to_json({**facts, "files": files}))
+
+    def update_manifest(self, names: Iterable[str]) -> None:
+        """Tell the manifest of files that were written again after the run; nothing where there is no manifest."""
+        path = self.root / MANIFEST
+        if not path.is_file():
+            return
+        try:
+            manifest = json.loads(path.read_bytes())
+            manifest["files"] |= {name: _listed(self.root / name) for name in names}
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorkspaceError(f"{path} cannot be read as a manifest: {error}. Run the pipeline again.") from error
+        self.write(MANIFEST, to_json(manifest))
 
     def _delete_own_files(self) -> None:
         for name in OWN:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ from torch import nn
 from compress.cli import main
 from compress.data import DataOptions, load_data
 from compress.opening import open_inputs
+from compress.pipeline import run
 from compress.recipe import Recipe, load_recipe
+from compress.reporting.schema import read
 from compress.training import FineTuneConfig, finetune
 from compress.values import Context, Model, silent
+from compress.workspace import MANIFEST, REPORT
 
 # The models are tiny: threads that wait for each other would take longer than the work.
 torch.set_num_threads(1)
@@ -46,7 +51,7 @@ QUICK: dict[str, Any] = {
         "finetune": {"batch_size": 32, "learning_rate": 0.005},
     },
     "quantize": {"compact": "no", "types": "u8s8"},  # the others have tests of their own
-    "benchmark": {"seconds": 0.05},
+    "benchmark": {"seconds": 0.05, "launches": 1, "threads": 1},
     "preprocess": {"calibration": 64},
     "max_drop": 0.1,
     "objective": "size",
@@ -93,6 +98,17 @@ def compress(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: py
     return run
 
 
+@pytest.fixture(autouse=True)
+def hold_reports_against_their_schema(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every report.json that a run of the test wrote is valid, and has every key that the schema knows."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    for path in folder.rglob(REPORT) if folder is not None else ():
+        manifest, content = path.parent / MANIFEST, path.read_bytes()
+        if manifest.is_file() and hashlib.sha256(content).hexdigest() in manifest.read_text():  # else made by hand
+            assert read(content, path) == json.loads(content)
+
+
 @pytest.fixture(scope="session")
 def digits_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """npz with x (900, 1, 8, 8) float32 in 0..1 and y (900,)."""
@@ -113,6 +129,14 @@ def model_file(digits_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     path = tmp_path_factory.mktemp("model") / "model.pt"
     torch.save(module, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(model_file: Path, digits_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of one uninterrupted run, which no test changes."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run(load_recipe(model_file, {"data": f"npz:{digits_file}", "out": out, **QUICK}))
+    return out
 
 
 @pytest.fixture

@@ -16,12 +16,15 @@ ROOT = Path(compress.__file__).parent
 # A part may import from its own level's list and from every lower one. Parts of one level never import each other,
 # but for those that are listed together in BESIDE.
 LEVELS = (
-    ("errors", "values", "files", "quiet"),
+    ("errors", "values", "files", "quiet", "units"),
     ("models", "data"),
     ("training", "measurement"),
     ("pruning", "sparsity", "quantization", "onnx_export"),
     ("reporting",),
-    ("workspace", "recipe", "checkpoint", "verify", "opening", "shipping", "demo", "speed"),
+    (
+        *("workspace", "recipe", "checkpoint", "verify", "opening", "shipping", "demo", "speed"),
+        *("integrity", "comparing", "experiments"),
+    ),
     ("pipeline",),
     ("cli",),
 )

@@ -188,7 +188,7 @@ def test_quantize_static_runs_in_a_process_of_its_own(model: Path, calibration: 
 def test_a_quantizer_that_fails_says_why_in_its_row(code: str, status: str, tmp_path: Path, model: Path) -> None:
     made = run([sys.executable, "-c", code], Made("peer", "settings", "source"), tmp_path / "peer")
     assert (made.status, made.file) == (status, None)
-    rows = measure(model, [made], {}, samples(), seconds=0.01)
+    rows = measure(model, [made], {}, samples(), seconds=0.01, launches=1)
     assert [row.made.name for row in rows] == [FLOAT, "peer"]
     assert status in markdown("linear", rows)
 
@@ -227,7 +227,7 @@ def test_all_files_of_a_model_are_scored_and_timed_beside_the_float_one(model: P
     onnx.save(linear(seed=0), same)
     onnx.save(linear(seed=5), other)
     made = [Made(OURS, "", "source", file="same.onnx"), Made("peer", "", "source", file="other.onnx")]
-    dense, ours, peer = measure(model, made, {OURS: same, "peer": other}, samples(), seconds=0.01)
+    dense, ours, peer = measure(model, made, {OURS: same, "peer": other}, samples(), seconds=0.01, launches=1)
     assert dense.accuracy is not None
     assert dense.accuracy.value == (SAMPLES - 1) / SAMPLES
     assert ours.against_float is not None
@@ -245,7 +245,7 @@ def test_a_file_whose_scales_come_from_the_batch_is_scored_one_sample_at_a_time(
 
     quantize_dynamic(model, tmp_path / "dynamic.onnx")
     made = Made("peer", "", "source", file="dynamic.onnx")
-    dense, peer = measure(model, [made], {"peer": tmp_path / "dynamic.onnx"}, samples(), seconds=0.01)
+    dense, peer = measure(model, [made], {"peer": tmp_path / "dynamic.onnx"}, samples(), seconds=0.01, launches=1)
     assert (dense.scored_batch, peer.scored_batch) == (256, 1)
 
 
@@ -254,7 +254,7 @@ def test_a_file_that_onnxruntime_refuses_is_a_status_and_the_others_are_measured
     broken.graph.node[0].input[1] = "nothing"
     onnx.save(broken, tmp_path / "broken.onnx")
     made = Made("peer", "", "source", file="broken.onnx")
-    dense, peer = measure(model, [made], {"peer": tmp_path / "broken.onnx"}, samples(), seconds=0.01)
+    dense, peer = measure(model, [made], {"peer": tmp_path / "broken.onnx"}, samples(), seconds=0.01, launches=1)
     assert dense.latency is not None
     assert peer.latency is None
     assert "broken.onnx" in peer.made.status
@@ -306,7 +306,8 @@ def test_files_that_are_there_are_not_made_again_but_where_asked(
 
 
 def test_the_table_has_a_row_for_each_file_and_tells_n(model: Path) -> None:
-    rows = measure(model, [Made("peer", "settings", "source", "MemoryError: 16 GB")], {}, samples(), seconds=0.01)
+    made = Made("peer", "settings", "source", "MemoryError: 16 GB")
+    rows = measure(model, [made], {}, samples(), seconds=0.01, launches=1)
     table = markdown("linear", rows)
     assert f"n = {SAMPLES}" in table
     assert "| float: compress export, float32 | 0.9750" in table

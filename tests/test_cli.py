@@ -281,11 +281,15 @@ def test_the_stages_work_alone(call: Call, tmp_path: Path, model_file: Path, dig
     outcome = call("quantize", "sparse.onnx", *data, "--out", "int8", *FAST[2:])
     assert outcome.status == 0, outcome
     assert (tmp_path / "int8" / "int8.onnx").is_file()
-    outcome = call("benchmark", "sparse.onnx", "int8/int8.onnx", *data, "--json", "measured.json", *FAST)
+    before = sorted(tmp_path.rglob("*"))
+    outcome = call("benchmark", "sparse.onnx", "int8/int8.onnx", *data, *FAST)
     assert outcome.status == 0, outcome
-    measured = json.loads((tmp_path / "measured.json").read_text())
-    assert len(measured) == 2
     assert "p50" in outcome.out
+    outcome = call("benchmark", "sparse.onnx", "int8/int8.onnx", *data, "--json", *FAST)
+    measured = json.loads(outcome.out)
+    assert [len(m["latency"][0]["samples_ms"]) for m in measured["measurements"]] == [50, 50]
+    assert [v["name"] for v in measured["variants"]] == ["sparse", "int8"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_output_that_exists_is_not_replaced_unasked(call: Call, tmp_path: Path, model_file: Path) -> None:

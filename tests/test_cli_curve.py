@@ -136,7 +136,7 @@ def test_the_dictionary_of_custom_is_given_or_suggested_and_told(call: Call, tmp
 
 def test_what_cannot_be_used_is_told_before_anything_is_written(call: Call, tmp_path: Path) -> None:
     for arguments, status, told in (
-        (("--methods", "flat,lamb"), 1, "did you mean lamp?"),
+        (("--methods", "flat,lamb"), 2, "Did you mean 'lamp'?"),
         (("--rates", "0:1:0.1"), 1, "not within 0 <= rate < 1"),
         (("--seeds", 0), 1, "seeds=0"),
         (("--layers", "fc1"), 2, "'fc1' is not a list such as"),

@@ -1,4 +1,4 @@
-"""Sessions, bytes and answers, on ONNX files of a single multiplication."""
+"""Bytes and answers, on ONNX files of a single multiplication."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from compress.data.splits import Batch, Data, Split
 from compress.errors import MeasurementError, WorkspaceError
 from compress.measurement import (
     Outputs,
-    accuracy,
     drop,
     fidelity,
     open_session,
@@ -30,12 +28,12 @@ from compress.measurement import (
     write_zip,
     zip_bytes,
 )
+from compress.measurement.accuracy import accuracy
 from compress.quantization import QuantizeConfig, quantize
 from compress.values import Context, InputSpec, Model, OnnxModel
 
 FEATURES, CLASSES = 4, 4
 INPUTS = (InputSpec("x", (FEATURES,)),)
-NO_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
 
 def write_linear(path: Path, weight: NDArray[np.float32] | None = None, external: bool = False) -> OnnxModel:
@@ -63,45 +61,6 @@ def split(name: str, numbers: range, labelled: bool = True, wrong: int = 0) -> S
         return (x,), labels if labelled else None
 
     return Split(name, fetch, np.array(numbers), labelled)
-
-
-# Sessions
-
-
-def test_a_cpu_session_runs_with_the_threads_that_were_asked_for(tmp_path: Path) -> None:
-    session = open_session(write_linear(tmp_path / "m.onnx").path, "cpu", threads=2)
-    assert session.get_providers() == ["CPUExecutionProvider"]
-    assert session.get_session_options().intra_op_num_threads == 2
-    assert session.get_session_options().inter_op_num_threads == 1
-
-
-@pytest.mark.skipif(not NO_CUDA, reason="this onnxruntime has CUDA")
-def test_a_provider_that_is_absent_is_an_error_and_not_another_provider(tmp_path: Path) -> None:
-    with pytest.raises(MeasurementError, match=r"has only .*CPUExecutionProvider.*compress-pipeline\[cuda\]"):
-        open_session(write_linear(tmp_path / "m.onnx").path, "cuda", threads=1)
-
-
-def test_a_provider_whose_libraries_do_not_load_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = onnxruntime.InferenceSession
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
-    # What onnxruntime does where CUDA is listed and cannot start: a CPU session, and a line in its log.
-    monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda path, options, providers: real(path, providers=both[1:])
-    )
-    with pytest.raises(MeasurementError, match="CUDAExecutionProvider could not be started"):
-        open_session(write_linear(tmp_path / "m.onnx").path, "cuda", threads=1)
-
-
-def test_an_unknown_provider_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(MeasurementError, match="'tpu' is not known; allowed are cpu, cuda"):
-        open_session(tmp_path / "m.onnx", "tpu", threads=1)
-
-
-def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.onnx").write_bytes(b"\x08\xff")
-    with pytest.raises(MeasurementError, match=r"cannot run .*broken\.onnx"):
-        open_session(tmp_path / "broken.onnx", "cpu", threads=1)
 
 
 # Bytes

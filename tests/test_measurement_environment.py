@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from compress.measurement import environment as env
+from compress.measurement import sessions
 from compress.measurement.environment import Trouble
+from compress.measurement.sessions import PROVIDERS
+from tests.conftest import Call
 
 AVX2 = frozenset({"avx", "avx2", "sse4_1"})
 
@@ -83,7 +88,48 @@ def test_threads_are_the_smaller_of_affinity_and_quota_and_at_least_one(monkeypa
 def test_the_cpu_provider_runs_and_only_real_ones_are_listed() -> None:
     found = env.providers()
     assert found[0] == "CPUExecutionProvider"
-    assert set(found) <= {"CPUExecutionProvider", "CUDAExecutionProvider"}
+    assert set(found) <= {row.name for row in PROVIDERS.values()}
+
+
+def test_every_provider_tells_that_it_runs_or_why_not_and_what_to_do() -> None:
+    states = {state.key: state for state in env.provider_states()}
+    assert list(states) == list(PROVIDERS)
+    assert (states["cpu"].runs, states["cpu"].told, states["cpu"].mend) == (True, "runs", "")
+    for key, state in states.items():
+        if PROVIDERS[key].name not in onnxruntime.get_available_providers():
+            assert not state.runs
+            assert state.told == "not in this build of onnxruntime"
+            assert PROVIDERS[key].install in state.mend
+
+
+def test_a_provider_that_is_there_and_fails_tells_the_reason_and_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(sessions, "trial", lambda key: None if key == "cpu" else "libcudnn.so.9: cannot open")
+    state = next(state for state in env.provider_states() if state.key == "cuda")
+    assert (state.runs, state.told) == (False, "present, but fails: libcudnn.so.9: cannot open")
+    assert "NVIDIA driver" in state.mend
+    assert env.providers() == ["CPUExecutionProvider"]
+
+
+def test_doctor_has_a_line_for_every_provider(compress: Call) -> None:
+    outcome = compress("doctor")
+    assert outcome.status == 0
+    lines = outcome.out.split("providers\n")[1].split("\n\n")[0].splitlines()
+    assert lines[0].split() == ["cpu", "runs"]
+    assert {line.split()[0] for line in lines if line[2] != " "} == set(PROVIDERS)
+
+
+def test_gpus_are_named_with_their_drivers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 570.124, 700.00 W'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    env._gpus.cache_clear()
+    try:
+        assert env.environment(1)["gpu"] == ["NVIDIA H200, driver 570.124, 700.00 W"]
+    finally:
+        env._gpus.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -91,6 +137,7 @@ def test_the_cpu_provider_runs_and_only_real_ones_are_listed() -> None:
     [
         ({"torch": "2.5.1+cpu"}, "CVE-2025-32434"),
         ({"torch": "2.13.0", "onnxruntime": "1.31.1", "onnxruntime_gpu": "1.31.1"}, "pip uninstall onnxruntime"),
+        ({"torch": "2.13.0", "onnxruntime": "1.31.1", "onnxruntime_openvino": "1.24.1"}, "share their files"),
         ({"torch": "2.13.0", "onnxruntime_tools": "1.7.0"}, "onnxruntime.transformers"),
         ({}, "torch is not installed"),
     ],
@@ -153,3 +200,19 @@ def test_the_environment_is_known_without_importing_torch() -> None:
 def test_x86_without_vnni_saturates(monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: bool) -> None:
     monkeypatch.setattr(env, "_cpu", lambda: ("a CPU", frozenset(flags)))
     assert env.saturates() is expected
+
+
+def test_the_clock_is_told_where_the_system_tells_it(tmp_path: Path) -> None:
+    assert env._clock(tmp_path) == {"governor": None, "turbo": None}
+    (tmp_path / "cpu0/cpufreq").mkdir(parents=True)
+    (tmp_path / "cpu0/cpufreq/scaling_governor").write_text("powersave\n")
+    (tmp_path / "cpufreq").mkdir()
+    (tmp_path / "cpufreq/boost").write_text("1\n")
+    assert env._clock(tmp_path) == {"governor": "powersave", "turbo": True}
+    (tmp_path / "intel_pstate").mkdir()
+    (tmp_path / "intel_pstate/no_turbo").write_text("1\n")
+    assert env._clock(tmp_path)["turbo"] is False
+
+
+def test_what_the_system_does_not_tell_of_its_clock_is_left_out() -> None:
+    assert None not in [value for name, value in env.environment(1).items() if name in ("governor", "turbo")]

@@ -118,6 +118,15 @@ def test_mcnemar_looks_at_discordant_pairs_alone_and_is_exact() -> None:
     assert mcnemar(second, first).p == test.p
 
 
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 30))
+def test_mcnemar_is_the_binomial_test_of_scipy(ours: int, theirs: int, both: int) -> None:
+    from scipy import stats
+
+    test = mcnemar(answers((True, ours), (False, theirs), (True, both)), answers((False, ours), (True, theirs + both)))
+    assert (test.only_reference, test.only_changed) == (ours, theirs)
+    assert test.p == pytest.approx(stats.binomtest(ours, ours + theirs, 0.5).pvalue if ours + theirs else 1.0)
+
+
 def test_mcnemar_on_models_that_answer_alike_is_certain_of_nothing() -> None:
     assert mcnemar(answers((True, 5)), answers((True, 5))).p == 1.0
 

@@ -29,6 +29,7 @@ from compress.models.onnx_file import provenance, read, serialize
 from compress.models.reference import LSTMClassifier
 from compress.pipeline import STAGES, run
 from compress.recipe import Recipe, load_recipe
+from compress.reporting.schema import validate
 from compress.training import FineTuneConfig, finetune
 from compress.values import Context, StageRecord, State
 from tests.conftest import QUICK, tiny_cnn
@@ -44,25 +45,19 @@ def report_of(out: Path) -> dict[str, Any]:
 
 def without_timings(report: dict[str, Any]) -> dict[str, Any]:
     """What must not depend on when and how fast the run was."""
-    variants = [{k: v for k, v in variant.items() if k != "latency"} for variant in report["variants"]]
+    variants = [{k: v for k, v in variant.items() if k not in ("latency", "limit")} for variant in report["variants"]]
     for variant in variants:
         variant["sparsity_gain"] = {**(variant["sparsity_gain"] or {}), "latency_ratio": None}
     verdict = {k: v for k, v in report["verdict"].items() if "speedup" not in k}
-    return {"variants": variants, "verdict": verdict, "shipped": report["shipped"], "data": report["data"]}
-
-
-@pytest.fixture(scope="module")
-def finished(model_file: Path, digits_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of one uninterrupted run."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    run(load_recipe(model_file, {"data": f"npz:{digits_file}", "out": out, **QUICK}))
-    return out
+    same = {key: report[key] for key in ("shipped", "data", "layers", "changed")}
+    return {"variants": variants, "verdict": verdict, **same}
 
 
 def test_the_run_directory_holds_exactly_what_the_design_says(finished: Path) -> None:
     names = {p.name for p in finished.iterdir()}
     assert names == {
-        "report.json", "report.md", "report.html", "model.onnx", "model.onnx.zip", "manifest.json", "stages", "plots",
+        "report.json", "report.md", "report.html", "report.csv", "model.onnx", "model.onnx.zip", "manifest.json",
+        "stages", "plots",
     }  # fmt: skip
     stages = sorted(p.name for p in (finished / "stages").iterdir())
     assert stages == ["00-baseline", "01-prune", "02-sparsify", "03-export", "04-quantize", "05-benchmark"]
@@ -71,6 +66,7 @@ def test_the_run_directory_holds_exactly_what_the_design_says(finished: Path) ->
 
 def test_the_report_has_every_field_of_version_1(finished: Path) -> None:
     report = report_of(finished)
+    validate(report)
     assert report["schema"] == 1
     assert {"command", "seed", "environment", "data", "variants", "shipped", "verdict"} <= set(report)
     assert {"cpu", "isa", "threads", "torch", "onnxruntime"} <= set(report["environment"])
@@ -86,6 +82,30 @@ def test_the_report_has_every_field_of_version_1(finished: Path) -> None:
             assert timing["status"] == "ok"
             assert 0 < timing["p50_ms"] <= timing["p90_ms"] <= timing["p99_ms"]
             assert timing["samples"] > 0
+
+
+def test_the_report_tells_how_the_shipped_file_came_about(finished: Path) -> None:
+    report = report_of(finished)
+    steps = [(step["stage"], step["variant"]) for step in report["journey"]]
+    assert steps[:3] == [("baseline", "baseline-fp32"), ("prune", "pruned-fp32"), ("sparsify", "pruned-sparse-fp32")]
+    assert steps[3:] == [("quantize", report["shipped"])]
+    (first, *_), widths = report["layers"], [(each["name"], each["before"]["channels"]) for each in report["layers"]]
+    assert widths == [("0", 8), ("6", 32), ("8", 10)]
+    assert first["after"]["nonzero"] < first["before"]["nonzero"]
+    assert sum(first["histogram"]["before"]) == first["before"]["nonzero"]
+    assert report["sensitivity"]["layers"] == ["0", "6", "8"]
+    assert report["machine"]["fp32_gmacs"] > 0
+    shipped = next(v for v in report["variants"] if v["name"] == report["shipped"])
+    assert len(report["changed"]) == min(12, round((1 - shipped["fidelity"]) * shipped["accuracy"]["n"]))
+    assert not {"machine", "sensitivity"} & set(report["stages"][-1]["figures"])
+
+
+def test_raw_samples_are_in_the_record_and_not_in_the_report(finished: Path) -> None:
+    record = json.loads((finished / "stages" / "05-benchmark" / "record.json").read_text())
+    for measurement in record["measurements"]:
+        for timing in measurement["latency"]:
+            assert len(timing["samples_ms"]) == timing["samples"]
+    assert "samples_ms" not in (finished / "report.json").read_text()
 
 
 def test_every_stage_adds_its_variant_and_the_counts_are_right(finished: Path) -> None:
@@ -256,6 +276,23 @@ def test_resume_runs_again_what_other_options_would_change(quick: Quick, tmp_pat
     report = report_of(tmp_path / "run")
     assert (tmp_path / "run" / "stages" / "00-baseline" / "record.json").stat().st_mtime_ns == before
     assert [v["name"] for v in report["variants"]] == ["baseline-fp32"]
+
+
+def test_a_benchmark_of_an_earlier_version_runs_again_and_what_was_trained_stays(
+    quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"skip": ("prune", "sparsify", "quantize")}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(pipeline, "STAGES", (*STAGES[:-1], replace(STAGES[-1], version=0)))
+        run(quick(**options))
+    stages = tmp_path / "run" / "stages"
+    record = json.loads((stages / "05-benchmark" / "record.json").read_text())
+    record["measurements"] = [{"variant": "baseline-fp32", "raw_bytes": 1, "zip_bytes": 1}]
+    (stages / "05-benchmark" / "record.json").write_text(json.dumps(record))
+    before = (stages / "00-baseline" / "record.json").stat().st_mtime_ns
+    run(quick(**options, resume=True))
+    assert (stages / "00-baseline" / "record.json").stat().st_mtime_ns == before
+    assert report_of(tmp_path / "run")["variants"][0]["raw_bytes"] > 1
 
 
 def test_a_directory_with_a_run_in_it_is_refused(quick: Quick, tmp_path: Path) -> None:

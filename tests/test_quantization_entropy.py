@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import QuantizationError
+from compress.measurement.entropy import entropy_bits
 from compress.models.onnx_file import run, serialize
 from compress.quantization.blocks import BlockConfig, quantize_blocks
 from compress.quantization.check import check_zeros
-from compress.quantization.entropy import STRENGTHS, entropy_bits, input_energy, round_for_size, strongest
+from compress.quantization.entropy import STRENGTHS, input_energy, round_for_size, strongest
 from compress.quantization.graph import array, constants, copy_of, replace_constants, sqnr_db
 
 FLOAT = TensorProto.FLOAT

@@ -40,7 +40,7 @@ def test_a_file_beside_the_model_supplies_any_option(tmp_path: Path) -> None:
     recipe = load_recipe(model)
     assert recipe.data == "digits"
     assert recipe.max_drop == 0.02
-    assert recipe.benchmark.threads == 2
+    assert recipe.benchmark.threads == (2,)
     assert recipe.preprocess.mean == (0.5,)
     assert recipe.sparsify.epochs == 7
     assert recipe.sparsify.keep == ("head.*",)
@@ -126,3 +126,22 @@ def test_each_set_of_a_table_of_own_names_changes_one_key_as_it_is_written() -> 
     assert recipe.sparsify.layers == {"fc1": 0.5, "fc2": 0.9, "features.0": 0.7, "my-conv": 0.8}
     recipe = load_recipe(Path("model.pt"), options, ["sparsify.layers={fc3=0.1}"])
     assert recipe.sparsify.layers == {"fc3": 0.1}
+
+
+def test_one_value_where_several_may_be_is_a_tuple_of_one() -> None:
+    given = ["benchmark.threads=2", "benchmark.providers=cpu", "batch=8", "sparsify.keep=fc"]
+    recipe = load_recipe(None, {}, given)
+    assert (recipe.benchmark.threads, recipe.benchmark.providers, recipe.benchmark.batches) == ((2,), ("cpu",), (8,))
+    assert recipe.sparsify.keep == ("fc",)
+
+
+def test_the_metric_and_the_energy_have_short_names() -> None:
+    recipe = load_recipe(None, {"metric": "quality:mean_iou", "energy": "auto", "threads": (1, 2)})
+    assert (recipe.benchmark.metric, recipe.benchmark.energy) == ("quality:mean_iou", "auto")
+    assert recipe.benchmark.threads == (1, 2)
+
+
+def test_a_drop_above_1_is_for_metrics_in_another_unit() -> None:
+    assert load_recipe(None, {"metric": "quality:decibels", "max_drop": 3.0}).max_drop == 3.0
+    with pytest.raises(RecipeError, match=r"max_drop=3\.0 must be a fraction"):
+        load_recipe(None, {"max_drop": 3.0})

@@ -1,10 +1,9 @@
-"""Every quantizer's file of one model, measured in one process, in the same way."""
+"""Every quantizer's file of one model, measured in the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,26 @@ from numpy.typing import NDArray
 
 from benchmarks.peers.quantizers import OURS, Made
 from compress.measurement import (
-    PROVIDERS,
     Accuracy,
     Outputs,
     Ratio,
     Timing,
-    accuracy,
     fidelity,
-    interleave,
     open_session,
     raw_bytes,
     speedup,
     top1,
     zip_bytes,
 )
+from compress.measurement.accuracy import accuracy
 from compress.measurement.environment import available_threads
+from compress.measurement.latency import Job, Plan, time_together
 from compress.measurement.significance import McNemar, mcnemar, p_text
 
 FLOAT = "float"  # the name of the row that all are compared with
 NEWEST_IR = 10  # that this project stamps; onnxruntime refuses files with a later one than it knows
 
 _BATCH = 256
-_ROUNDS = 25
-_MIN_SAMPLES = 50
 # Their scales come from the batch at hand, so that they answer a sample alone otherwise than among others.
 _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
 
@@ -91,7 +87,14 @@ class _File:
         return answers
 
 
-def measure(model: Path, made: Sequence[Made], files: Mapping[str, Path], test: TestSet, seconds: float) -> list[Row]:
+def measure(
+    model: Path,
+    made: Sequence[Made],
+    files: Mapping[str, Path],
+    test: TestSet,
+    seconds: float,
+    launches: int = Plan.launches,
+) -> list[Row]:
     """Score and time a float file and all that was made of it.
 
     Args:
@@ -100,6 +103,7 @@ def measure(model: Path, made: Sequence[Made], files: Mapping[str, Path], test: 
         files: What it wrote, by its name.
         test: Samples; the first is the one that is timed.
         seconds: Of timing, for each file.
+        launches: Processes that each file is timed in, one after the other.
 
     Returns:
         A row for the float file, and one for each of ``made``, in that order.
@@ -114,7 +118,9 @@ def measure(model: Path, made: Sequence[Made], files: Mapping[str, Path], test: 
                 failed[one.name] = Row(one)
         except Exception as error:  # of a file that somebody wrote: onnxruntime's errors have no base of their own
             failed[one.name] = Row(replace(one, status=_told(error, files[one.name])))
-    timings = dict(zip(opened, _time(list(opened.values()), test, seconds), strict=True))
+    timings = dict(
+        zip(opened, _time(list(opened.values()), test, Plan(seconds=seconds, launches=launches)), strict=True)
+    )
     return [
         failed[one.name] if one.name in failed else _row(opened[one.name], opened, timings) for one in (dense, *made)
     ]
@@ -141,11 +147,9 @@ def readable(path: Path) -> tuple[Path, str]:
     return stamped, note
 
 
-def _time(files: Sequence[_File], test: TestSet, seconds: float) -> list[Timing]:
-    """All files in turns, one sample a call, one thread."""
-    calls = [partial(open_session(file.path, "cpu", 1).run, None, test.batch(0, 1)) for file in files]
-    taken = interleave(calls, seconds=seconds, min_samples=_MIN_SAMPLES, rounds=_ROUNDS, seed=0)
-    return [samples.timing(PROVIDERS["cpu"], batch=1, threads=1) for samples in taken]
+def _time(files: Sequence[_File], test: TestSet, plan: Plan) -> list[Timing]:
+    """All files in turns, each in processes of its own, one sample a call, one thread."""
+    return time_together([Job(file.path.resolve(), test.batch(0, 1)) for file in files], plan)
 
 
 def _row(file: _File, opened: Mapping[str, _File], timings: Mapping[str, Timing]) -> Row:

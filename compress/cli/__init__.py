@@ -12,30 +12,56 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
 from compress import __version__
 from compress.cli.benchmark import benchmark
+from compress.cli.check import check
+from compress.cli.compare import compare
+from compress.cli.completion import completion
 from compress.cli.console import complain
 from compress.cli.curve import curve
 from compress.cli.demo import demo
 from compress.cli.doctor import doctor
 from compress.cli.export import export
+from compress.cli.group import Group
 from compress.cli.inspect import inspect
 from compress.cli.pipeline import pipeline
 from compress.cli.prune import prune
 from compress.cli.quantize import quantize
 from compress.cli.reduce import reduce
+from compress.cli.report import report
 from compress.cli.sparsify import sparsify
 from compress.cli.train import train
 from compress.errors import CompressError
 
-COMMANDS = (pipeline, inspect, prune, reduce, sparsify, curve, train, export, quantize, benchmark, demo, doctor)
+SECTIONS = {
+    "The whole path": (pipeline, demo),
+    "Its stages alone": (prune, sparsify, export, quantize, benchmark),
+    "A finished run": (report, check, compare),
+    "Looking into a model": (inspect, curve, train, reduce),
+    "This machine and this shell": (doctor, completion),
+}
 DEBUG = "--debug"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Warnings go to what is standard error at the time: while bars are shown, that is above them."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        pass
+
+
+@click.group(
+    cls=Group, sections=SECTIONS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="compress")
 def cli() -> None:
     """From a trained PyTorch model to the smallest and fastest ONNX file that keeps its accuracy, with the proof.
@@ -51,16 +77,12 @@ def cli() -> None:
     """
 
 
-for _command in COMMANDS:
-    cli.add_command(_command)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = DEBUG in given
     # Warnings of torch and of the exporters are about our calls, not about the user's model.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StandardError()])
     if debug:
         logging.getLogger("compress").setLevel(logging.DEBUG)
     sys.exit(_status([a for a in given if a != DEBUG] or ["--help"], debug))

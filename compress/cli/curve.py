@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.console import Display, say, show_table
-from compress.cli.options import Shares, Words, common_options, data_options, model_options, recipe_from, recipe_options
+from compress.cli.console import Display, emit, say, show_table
+from compress.cli.options import (
+    common_options,
+    data_options,
+    model_options,
+    recipe_from,
+    recipe_options,
+    result_options,
+)
+from compress.cli.parameters import OneOf, Shares, Words
 from compress.errors import WorkspaceError
 
 if TYPE_CHECKING:
@@ -24,6 +32,9 @@ if TYPE_CHECKING:
 FIELDS = ("methods", "rates", "seeds", "epochs", "layers", "split")
 RUNS = "runs.json"  # every finished run: what --resume reads
 WRITTEN = (RUNS, "curve.json", "curve.csv", "curve.svg", "curve.png")
+METHODS = tuple(
+    name + tuned for name in ("random", "layer", "flat", "lamp", "taylor", "custom") for tuned in ("", "+finetune")
+)
 # Which points there are, not what they are: runs of one call serve another that differs in these alone.
 SELECTING = ("methods", "rates", "seeds")
 
@@ -36,18 +47,19 @@ SELECTING = ("methods", "rates", "seeds")
 @click.option("--overwrite", is_flag=True, help="Replace what is in --out.")
 @click.option(
     "--methods",
-    type=Words(),
+    type=Words(METHODS),
     help="random, layer, flat, lamp, taylor, custom; each also as NAME+finetune. [default: random,layer,flat,lamp]",
 )
 @click.option("--rates", metavar="RATES", help="start:stop:step and single ones, comma-separated. [default: 0:0.9:0.1]")
 @click.option("--seeds", type=int, help="Runs of each random or fine-tuned point. [default: 3]")
 @click.option("--epochs", type=float, help="Passes over the training data for a fine-tuned point. [default: 3]")
 @click.option("--layers", type=Shares(), help="Dictionary of custom; default: suggested by the sensitivity of each.")
-@click.option("--split", type=click.Choice(["test", "validation"]), help="Where points are scored. [default: test]")
+@click.option("--split", type=OneOf(("test", "validation")), help="Where points are scored. [default: test]")
 @common_options()
 @model_options()
 @recipe_options()
-def curve(model: Path, out: Path, resume: bool, overwrite: bool, **options: Any) -> int:
+@result_options()
+def curve(model: Path, out: Path, resume: bool, overwrite: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Draw the accuracy of MODEL against the share of its weights removed, for several methods side by side.
 
     random and flat rank all weights together, by chance and by |weight|; layer takes the same share of each layer by
@@ -66,14 +78,17 @@ def curve(model: Path, out: Path, resume: bool, overwrite: bool, **options: Any)
 
     given = {f"curve.{name}": options.pop(name) for name in FIELDS}
     recipe = recipe_from(model, {**options, **given})
-    with Display() as display:
+    with Display(quiet) as display:
         opened = open_inputs(recipe, display)
         dense = opened.needs_classifier("curve")
         store = _Store.open(out, _identity(opened, recipe.curve), resume=resume, overwrite=overwrite)
         context = opened.context(out, recipe, display)
         config = dataclasses.replace(recipe.curve, layers=store.layers_for(dense, recipe.curve, context))
         curves = measure_curves(dense, config, context, finished=store.runs, after_run=store.add)
-    _write(curves, model, opened, recipe, out)
+    written = _write(curves, model, opened, recipe, out)
+    if as_json:
+        emit(written)
+        return 0
     _show(curves)
     say(f"{out}: {', '.join(WRITTEN[1:])}")
     return 0
@@ -149,7 +164,8 @@ class _Store:
         write_atomically(self._path, to_json(stored))
 
 
-def _write(curves: Curves, model: Path, opened: Opened, recipe: Recipe, out: Path) -> None:
+def _write(curves: Curves, model: Path, opened: Opened, recipe: Recipe, out: Path) -> Mapping[str, Any]:
+    """Write every file, and return the content of curve.json."""
     import torch
 
     from compress.files import write_atomically
@@ -167,9 +183,11 @@ def _write(curves: Curves, model: Path, opened: Opened, recipe: Recipe, out: Pat
         "notes": [*opened.notes, *notes(curves)],
         "environment": environment(torch.get_num_threads()),
     }
-    write_atomically(out / "curve.json", to_json({"schema": 1, **curves.to_dict(), **about}))
+    written = {"schema": 1, **curves.to_dict(), **about}
+    write_atomically(out / "curve.json", to_json(written))
     write_atomically(out / "curve.csv", curves.to_csv().encode())
     save_pictures(plot_curve(curves), out, "curve")
+    return written
 
 
 def notes(curves: Curves) -> list[str]:

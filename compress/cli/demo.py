@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from compress.cli.console import Display, say
+from compress.cli.options import result_options
 
 # 270 validation images cannot tell a drop of 0.005 from none: a longer search would overdo it now and then.
 GENTLE = "--set prune.macs=0.7 --set prune.rounds=1 --set sparsify.start=0.8 --set sparsify.rounds=2"
@@ -22,7 +23,8 @@ GENTLE = "--set prune.macs=0.7 --set prune.rounds=1 --set sparsify.start=0.8 --s
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the training and of the run.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in --out.")
-def demo(out: Path, seed: int, overwrite: bool) -> int:
+@result_options()
+def demo(out: Path, seed: int, overwrite: bool, quiet: bool, as_json: bool) -> int:
     """Train a small CNN on handwritten digits in seconds, then compress it.
 
     \b
@@ -40,12 +42,13 @@ def demo(out: Path, seed: int, overwrite: bool) -> int:
     torch.set_num_threads(1)  # so small a model is trained sooner than several threads have agreed on their shares
     run_directory = out / "compressed"
     Workspace.open(run_directory, overwrite=overwrite)
-    with Display() as display:
+    with Display(quiet) as display:
         model = train_digits(out / "model.pt", seed, display)
         command = (
             f"compress pipeline {model} --data digits --objective size --seed {seed} --out {run_directory} {GENTLE}"
         )
         options = {"data": "digits", "objective": "size", "seed": seed, "out": run_directory, "overwrite": True}
         report = run(load_recipe(model, options, overrides=GENTLE.split()[1::2]), display, command)
-    say(f"$ {command}\n")
-    return show_report(report, run_directory)
+    if not as_json:
+        say(f"$ {command}\n")
+    return show_report(report, run_directory, as_json=as_json)

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import click
 
-from compress.cli.console import say
+from compress.cli.console import emit, say
+from compress.cli.options import json_option
 
 
 @click.command(short_help="Versions, CPU, providers, known troubles.")
-def doctor() -> int:
-    """Print versions, CPU, usable execution providers, and each known trouble with its mend.
+@json_option()
+def doctor(as_json: bool) -> int:
+    """Print versions, CPU, execution providers, and each known trouble with its mend.
+
+    A provider runs if a tiny model ran on it and answered right.
 
     \b
-    Example:
+    Examples:
       compress doctor
+      compress doctor --json > machine.json
     """
-    from compress.measurement.environment import available_threads, environment, providers, troubles
+    from compress.measurement.environment import available_threads, environment, provider_states, troubles
 
-    for key, value in environment(available_threads()).items():
+    facts, states, found = environment(available_threads()), provider_states(), troubles()
+    if as_json:
+        emit({"environment": facts, "providers": states, "troubles": found})
+        return 0
+    for key, value in facts.items():
         say(f"{key:<16}{', '.join(value) if isinstance(value, list | tuple) else value}")
-    say(f"{'providers':<16}{', '.join(providers())}")
-    found = troubles()
+    say("\nproviders")
+    for state in states:
+        say(f"  {state.key:<14}{state.told}" + (f"\n{'':<16}{state.mend}" if state.mend else ""))
     say("")
     if not found:
         say("No known trouble.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compress.cli.console import Display, say
-from compress.cli.options import data_options, model_options, output_option, recipe_from, recipe_options
+from compress.cli.console import Display, emit, say
+from compress.cli.options import data_options, model_options, output_option, recipe_from, recipe_options, result_options
+from compress.cli.parameters import OneOf
 
 _FIELDS = ("min_ort", "dynamic_length", "ort")  # of the recipe's table export
 
@@ -21,13 +23,14 @@ _FIELDS = ("min_ort", "dynamic_length", "ort")  # of the recipe's table export
 @click.option("--opset", type=int, help="ONNX opset, 17 to 20. [default: 18, or 17 where --min-ort needs it]")
 @click.option(
     "--dynamic-length",
-    type=click.Choice(["auto", "yes", "no"]),
+    type=OneOf(("auto", "yes", "no")),
     help="Texts of any length; auto: where that agrees with torch. [default: auto]",
 )
 @click.option("--ort", is_flag=True, default=None, help="Write onnxruntime's own format too, beside the ONNX file.")
 @model_options()
 @recipe_options()
-def export(model: Path, out: Path, **options: Any) -> int:
+@result_options()
+def export(model: Path, out: Path, quiet: bool, as_json: bool, **options: Any) -> int:
     """Write MODEL as a float ONNX file with a free batch size, simplified, and compared with torch.
 
     Texts can have any length too. Above 2 GB the weights lie beside the file, as OUT.data: ship both.
@@ -48,7 +51,7 @@ def export(model: Path, out: Path, **options: Any) -> int:
         raise click.UsageError(f"--out {out} is the ONNX file: name it {out.with_suffix('.onnx')}, and give --ort.")
     named = {f"export.{name}": options.pop(name) for name in _FIELDS}
     recipe = recipe_from(model, {**options, **named})
-    with Display() as display:
+    with Display(quiet) as display:
         opened = open_inputs(recipe, display)
         if opened.original is None:
             raise ModelError(f"{model} is an ONNX file already. See `compress quantize`.")
@@ -56,9 +59,19 @@ def export(model: Path, out: Path, **options: Any) -> int:
         onnx, record = run_stage(opened.original, recipe.export, context, file_name=out.name)
         if recipe.export.ort:
             to_ort(onnx.path, onnx.path.with_suffix(".ort"), onnx.inputs)
-    for note in (*opened.notes, *record.notes):
+    notes, figures = (*opened.notes, *record.notes), record.figures
+    if as_json:
+        emit(
+            {
+                "file": onnx.path,
+                "ort": onnx.path.with_suffix(".ort") if recipe.export.ort else None,
+                **asdict(record),
+                "notes": notes,
+            }
+        )
+        return 0
+    for note in notes:
         say(note)
-    figures = record.figures
     told = f"opset {onnx.opset}, IR version {figures['ir_version']}, parity {figures['parity']:.2e}"
     say(f"{onnx.path}: {figures['bytes']:,} bytes, {told}.")
     if recipe.export.ort:

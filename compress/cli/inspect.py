@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.console import Display, say, show_table
+from compress.cli.console import Display, emit, say, show_table
 from compress.cli.inspect_onnx import show_onnx
 from compress.cli.inspect_sensitivity import DEFAULTS, show_sensitivity
-from compress.cli.options import data_options, model_options, recipe_from, recipe_options
+from compress.cli.options import data_options, model_options, recipe_from, recipe_options, result_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 @click.command(short_help="What can be cut, and what each layer's weights are worth.")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--sensitivity", is_flag=True, help="Accuracy of each layer alone at rising sparsity; needs --data.")
 @click.option("--drop-budget", type=float, help="Drop allowed to the suggested sparsities together. [default: 0.01]")
 @click.option("--samples", type=int, help="Validation samples of the scan. [default: 1000]")
@@ -32,7 +30,8 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, default=None, help="Replace what is there.")
 @model_options()
 @recipe_options()
-def inspect(model: Path, as_json: bool, sensitivity: bool, **options: Any) -> int:
+@result_options()
+def inspect(model: Path, quiet: bool, as_json: bool, sensitivity: bool, **options: Any) -> int:
     """Show the channel groups of MODEL: which layers can only lose channels together, and what cannot lose any.
 
     The model runs on one sample of the data, or on made-up input of the sizes given with --input. Of an ONNX file, its
@@ -50,26 +49,26 @@ def inspect(model: Path, as_json: bool, sensitivity: bool, **options: Any) -> in
     """
     given = {name: options.pop(name) for name in DEFAULTS}
     if sensitivity:
-        return show_sensitivity(model, as_json, given, options)
+        return show_sensitivity(model, quiet, as_json, given, options)
     stray = [name for name, value in given.items() if value is not None]
     if stray:
         raise click.UsageError(f"--{stray[0].replace('_', '-')} needs --sensitivity.")
-    return _show_groups(model, as_json, options)
+    return _show_groups(model, quiet, as_json, options)
 
 
-def _show_groups(model: Path, as_json: bool, options: Mapping[str, Any]) -> int:
+def _show_groups(model: Path, quiet: bool, as_json: bool, options: Mapping[str, Any]) -> int:
     from compress.opening import open_inputs
     from compress.pruning import analyse
 
     recipe = recipe_from(model, options)
-    with Display() as display:
+    with Display(quiet) as display:
         opened = open_inputs(recipe, display)
         if opened.state.onnx is not None:
             return show_onnx(opened.state.onnx, as_json)
         module = opened.needs_torch("inspect").module
         structure = analyse(module, tuple(x[:1] for x in opened.example), display)
     if as_json:
-        say(json.dumps(_plain(structure), indent=2))
+        emit(_plain(structure))
         return 0
     _show(module, structure)
     return 0

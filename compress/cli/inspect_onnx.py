@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from compress.cli.console import say, show_table
+from compress.cli.console import emit, say, show_table
 
 if TYPE_CHECKING:
     from compress.values import OnnxModel
@@ -16,7 +15,7 @@ def show_onnx(onnx: OnnxModel, as_json: bool) -> int:
     """Print what an ONNX file holds, and where it says that it comes from."""
     facts = _facts(onnx)
     if as_json:
-        say(json.dumps(facts, indent=2))
+        emit(facts)
         return 0
     show_table(("operator", "nodes"), [(name, str(nodes)) for name, nodes in facts["operators"].items()])
     say(f"opset {facts['opset']}, IR version {facts['ir_version']}, {facts['raw_bytes']:,} bytes.")

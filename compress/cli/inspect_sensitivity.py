@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.console import Display, say, show_table
+from compress.cli.console import Display, emit, say, show_table
 from compress.cli.options import recipe_from
 from compress.errors import RecipeError
 
@@ -24,7 +24,9 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def show_sensitivity(model: Path, as_json: bool, given: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+def show_sensitivity(
+    model: Path, quiet: bool, as_json: bool, given: Mapping[str, Any], options: Mapping[str, Any]
+) -> int:
     """Scan ``model``, write the files and print the table, or JSON.
 
     Args:
@@ -39,17 +41,17 @@ def show_sensitivity(model: Path, as_json: bool, given: Mapping[str, Any], optio
         raise click.UsageError(f"--out {out} exists. Give --overwrite to replace it, or another name.")
     if not 0 <= chosen["drop_budget"] <= 1:  # told now, not after the scan
         raise RecipeError(f"a drop budget of {chosen['drop_budget']} is not a fraction within 0..1 (one point is 0.01)")
-    report = _report(model, chosen, options)
+    report = _report(model, quiet, chosen, options)
     files = _write(report, out)
     if as_json:
-        say((out / "sensitivity.json").read_text().rstrip())
+        emit(report.to_dict())
         return 0
     _show(report)
     say(f"{out}: {', '.join(files)}")
     return 0
 
 
-def _report(model: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> SensitivityReport:
+def _report(model: Path, quiet: bool, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> SensitivityReport:
     from compress.opening import open_inputs
     from compress.reporting.sensitivity_report import SensitivityReport
     from compress.sparsity.curves import parse_rates
@@ -59,15 +61,30 @@ def _report(model: Path, chosen: Mapping[str, Any], options: Mapping[str, Any]) 
     rates, recipe = parse_rates(chosen["rates"]), recipe_from(model, options)
     if recipe.data is None:
         raise click.UsageError("--sensitivity measures accuracy on real samples: give --data.")
-    with Display() as display:
+    with Display(quiet) as display:
         opened = open_inputs(recipe, display)
         original = opened.needs_classifier("inspect --sensitivity")
         assert opened.data is not None
         split, keep = opened.data.validation, recipe.sparsify.keep
         found = scan(
-            original, split, rates, keep=keep, samples=chosen["samples"], device=opened.device, progress=display
+            original,
+            split,
+            rates,
+            keep=keep,
+            samples=chosen["samples"],
+            device=opened.device,
+            progress=display,
+            metric=opened.metric,
         )
-        suggestion = suggest(original, split, found, chosen["drop_budget"], device=opened.device, progress=display)
+        suggestion = suggest(
+            original,
+            split,
+            found,
+            chosen["drop_budget"],
+            device=opened.device,
+            progress=display,
+            metric=opened.metric,
+        )
     after = sparse_copy(original.module, {layer.parameter: suggestion.layers[layer.name] for layer in found.layers})
     return SensitivityReport(
         model=model.name,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from compress.cli.parameters import Json, Numbers, OneOf, Source, Words
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe
@@ -15,63 +16,17 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
 
-
-class Numbers(click.ParamType):  # type: ignore[type-arg]  # click before 8.5 cannot be subscripted
-    """Numbers separated by commas."""
-
-    name = "N,N,…"
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self._kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(self._kind(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 1,8", param, ctx)
-
-
-class Words(click.ParamType):  # type: ignore[type-arg]  # click before 8.5 cannot be subscripted
-    """Words separated by commas."""
-
-    name = "NAME,NAME,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
-
-
-class Shares(click.ParamType):  # type: ignore[type-arg]  # click before 8.5 cannot be subscripted
-    """Shares 0..1 by name, separated by commas or spaces."""
-
-    name = "LAYER=SHARE,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, float]:
-        if isinstance(value, dict):
-            return value
-        try:
-            pairs = [part.rsplit("=", 1) for part in str(value).replace(",", " ").split()]
-            return {name: float(share) for name, share in pairs}
-        except ValueError:
-            self.fail(f"{value!r} is not a list such as conv1=0.65,conv2=0.95", param, ctx)
-
-
-class Json(click.ParamType):  # type: ignore[type-arg]  # click before 8.5 cannot be subscripted
-    """A JSON object."""
-
-    name = "JSON"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return value
-        try:
-            parsed: Any = json.loads(value)
-        except ValueError as error:
-            self.fail(f"not JSON: {error}", param, ctx)
-        if not isinstance(parsed, dict):
-            self.fail('not a JSON object such as {"num_classes": 10}', param, ctx)
-        return parsed
+# Names that other modules define, and importing those would take a second: tests hold these to them.
+OBJECTIVES = ("size", "latency", "balanced")
+SKIPPABLE = ("prune", "sparsify", "quantize")
+DEVICES = ("auto", "cpu", "cuda")
+PROVIDERS = ("cpu", "cuda", "cuda-tf32", "tensorrt", "openvino", "coreml", "xnnpack")
+ENERGY = ("no", "auto", "rapl", "codecarbon")
+TARGETS = (
+    "host", "avx2", "avx512", "avx-vnni", "avx512-vnni", "amx", "arm", "arm-dotprod", "arm-i8mm", "any-x86", "any",
+)  # fmt: skip
+NAMED_DATA = ("digits", "fashion-mnist", "mnist", "mnist-5k", "cifar10")
+PREFIXED_DATA = {"images": "dir", "npz": "file", "csv": "file", "python": ""}
 
 
 def _together(*options: Decorator[Any]) -> Decorator[Any]:
@@ -118,7 +73,7 @@ def data_options() -> Decorator[Any]:
     return _together(
         click.option(
             "--data",
-            metavar="SOURCE",
+            type=Source(NAMED_DATA, PREFIXED_DATA),
             help="digits, fashion-mnist, mnist[-5k], cifar10, images:DIR, npz:FILE, csv:FILE, python:MODULE:FUNCTION.",
         ),
         click.option("--data-root", type=click.Path(path_type=Path), help="Where the data set's files are."),
@@ -166,10 +121,30 @@ def recipe_options() -> Decorator[Any]:
 def common_options() -> Decorator[Any]:
     return _together(
         click.option("--seed", type=int, help="Of everything random. [default: 0]"),
-        click.option(
-            "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where fine-tuning runs. [default: auto]"
-        ),
+        click.option("--device", type=OneOf(DEVICES), help="Where fine-tuning runs. [default: auto]"),
     )
+
+
+def json_option() -> Decorator[Any]:
+    """``as_json`` is for `console.emit`. It takes no file: the shell can write one."""
+    return _together(
+        click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON document instead of tables, and nothing else."
+        )
+    )
+
+
+def result_options() -> Decorator[Any]:
+    """How the result of long work is told: ``quiet`` is for `console.Display`, ``as_json`` for `console.emit`."""
+    return _together(click.option("-q", "--quiet", is_flag=True, help="No progress, only the result."), json_option())
+
+
+def objective_option(text: str) -> Decorator[Any]:
+    return _together(click.option("--objective", type=OneOf(OBJECTIVES), help=f"{text} [default: balanced]"))
+
+
+def target_option(text: str = "Processor that int8 is for: see `compress quantize`.") -> Decorator[Any]:
+    return _together(click.option("--target-isa", type=OneOf(TARGETS, metavar="NAME"), help=f"{text} [default: host]"))
 
 
 def output_option(default: str, text: str, directory: bool = False) -> Decorator[Any]:
@@ -195,9 +170,17 @@ def output_option(default: str, text: str, directory: bool = False) -> Decorator
 def benchmark_options() -> Decorator[Any]:
     """What is measured."""
     return _together(
-        click.option("--providers", type=Words(), help="Execution providers to measure: cpu,cuda. [default: cpu]"),
-        click.option("--batches", type=Numbers(int), help="Batch sizes to measure. [default: 1]"),
-        click.option("--threads", type=int, help="Threads of ONNX Runtime. [default: 1]"),
+        click.option(
+            "--providers", type=Words(PROVIDERS), help=f"What to measure on: {', '.join(PROVIDERS)}. [default: cpu]"
+        ),
+        click.option("--batches", "--batch", type=Numbers(int), help="Batch sizes to measure. [default: 1]"),
+        click.option(
+            "--threads",
+            type=Numbers(int),
+            help="Threads to measure with, as 1,2; 0: all that may be used. [default: 0]",
+        ),
+        click.option("--metric", metavar="MODULE:FUNCTION", help="Your own measure of quality in place of accuracy."),
+        click.option("--energy", type=OneOf(ENERGY), help="Energy a sample, where the machine tells it. [default: no]"),
     )
 
 

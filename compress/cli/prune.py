@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compress.cli.console import Display, say, show_table
+from compress.cli.console import Display, emit, say, show_table
 from compress.cli.options import (
     common_options,
     data_options,
@@ -16,7 +17,9 @@ from compress.cli.options import (
     output_option,
     recipe_from,
     recipe_options,
+    result_options,
 )
+from compress.cli.parameters import OneOf
 
 # Options of this command that are fields of the recipe's [prune].
 FIELDS = ("ratio", "speedup", "macs", "parameters", "importance", "round_to", "keep", "rounds", "epochs")
@@ -32,7 +35,7 @@ IMPORTANCES = ("l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "rand
 @click.option("--ratio", type=float, help="Or: share of the channels that leave every group.")
 @click.option("--macs", type=float, help="Or: share of the multiply-accumulates that stays.")
 @click.option("--parameters", type=float, help="Or: share of the parameters that stays.")
-@click.option("--importance", type=click.Choice(IMPORTANCES), help="Which channels leave first. [default: lamp]")
+@click.option("--importance", type=OneOf(IMPORTANCES), help="Which channels leave first. [default: lamp]")
 @click.option("--round-to", type=int, help="Kept counts are multiples of it; 1: any count. [default: 8]")
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Groups or parameters that stay whole: 'layer4.*'.")
 @click.option("--rounds", type=int, help="Fine-tunings at most. [default: 4]")
@@ -40,7 +43,8 @@ IMPORTANCES = ("l1", "l2", "bn_scale", "fpgm", "lamp", "taylor", "fisher", "rand
 @common_options()
 @model_options()
 @recipe_options()
-def prune(model: Path, out: Path, **options: Any) -> int:
+@result_options()
+def prune(model: Path, out: Path, quiet: bool, as_json: bool, **options: Any) -> int:
     """Take as many channels out of MODEL as its accuracy allows, with fine-tuning: it becomes smaller and faster.
 
     Without --speedup, --ratio, --macs or --parameters the most that the budget allows is searched. The whole of
@@ -62,20 +66,36 @@ def prune(model: Path, out: Path, **options: Any) -> int:
     given = {f"prune.{name}": options.pop(name) for name in FIELDS}
     options["overrides"] = ("prune.budget=1", *options["overrides"])
     recipe = recipe_from(model, {**options, **given})
-    with Display() as display:
+    with Display(quiet) as display:
         opened = open_inputs(recipe, display)
         original = opened.needs_classifier("prune")
         context = opened.context(out, recipe, display)
 
         def measure(before: Model, after: Model) -> float:
-            return measured_speedup(before, after, recipe.export, context, recipe.benchmark.threads or 1)
+            return measured_speedup(before, after, recipe.export, context, recipe.benchmark.first_threads)
 
         smaller, record = prune_to_budget(original, recipe.prune, context, measure)
+        faster: float | None = None
         if not record.skipped:
             assert smaller.kept is not None
             save_pruned(smaller.module, smaller.kept, out)
             export(smaller, recipe.export, replace(context, directory=out))
             faster = measure(original, smaller)
+    if as_json:
+        emit({"directory": None if record.skipped else out, "speedup": faster, **asdict(record)})
+        return 3 if record.skipped else 0
+    _show_rounds(record.figures["rounds"])
+    if record.skipped:
+        say(f"Nothing written: {record.skipped}.")
+        return 3
+    for name, (before, after) in record.figures["widths"].items():
+        say(f"{name}: {before} -> {after}")
+    say(f"{record.notes[0]}; as float ONNX {faster:.2f}x as fast.")
+    say(f"{out}: weights.safetensors, kept.json, model.onnx")
+    return 0
+
+
+def _show_rounds(rounds: Sequence[Mapping[str, Any]]) -> None:
     show_table(
         ("round", "left", "MACs", "parameters", "drop on validation", "within the budget"),
         [
@@ -87,14 +107,6 @@ def prune(model: Path, out: Path, **options: Any) -> int:
                 f"{r['drop']:+.4f}",
                 "yes" if r["within"] else "no",
             )
-            for n, r in enumerate(record.figures["rounds"], 1)
+            for n, r in enumerate(rounds, 1)
         ],
     )
-    if record.skipped:
-        say(f"Nothing written: {record.skipped}.")
-        return 3
-    for name, (before, after) in record.figures["widths"].items():
-        say(f"{name}: {before} -> {after}")
-    say(f"{record.notes[0]}; as float ONNX {faster:.2f}x as fast.")
-    say(f"{out}: weights.safetensors, kept.json, model.onnx")
-    return 0

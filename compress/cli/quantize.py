@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.console import Display, say, show_table
+from compress.cli.console import Display, emit, say, show_table
 from compress.cli.options import (
     benchmark_options,
     common_options,
     data_options,
     model_options,
+    objective_option,
     output_option,
     recipe_from,
     recipe_options,
+    result_options,
+    target_option,
 )
+from compress.cli.parameters import OneOf
 
 if TYPE_CHECKING:
     from compress.opening import Opened
     from compress.recipe import Recipe
     from compress.reporting import Section
-    from compress.values import Context, OnnxModel
+    from compress.values import Context, OnnxModel, StageRecord
 
 NOT_MET = 3
 CACHE = ".calibration"
 RESULT = "quantize.json"
+METHODS = ("auto", "static", "dynamic", "weights")
+CALIBRATIONS = ("auto", "minmax", "moving-average", "percentile", "entropy", "mse")
 
 
 @click.command(short_help="Write quantized ONNX files, measured, and the best of them.")
@@ -37,17 +44,20 @@ RESULT = "quantize.json"
 @data_options()
 @output_option("quantized", "Directory for the files.", directory=True)
 @click.option("--max-drop", type=float, help="Accuracy that may be lost, as a fraction. [default: 0.01]")
+@objective_option("What is best.")
+@click.option("--method", type=OneOf(METHODS), help="How. [default: auto]")
+@target_option("The processor that the file is for; see below.")
 @click.option(
-    "--objective", type=click.Choice(["size", "latency", "balanced"]), help="What is best. [default: balanced]"
+    "--calibration",
+    type=OneOf(CALIBRATIONS, metavar="METHOD"),
+    help=f"How ranges are taken: {', '.join(CALIBRATIONS)}. [default: auto]",
 )
-@click.option("--method", help="auto, static, dynamic or weights. [default: auto]")
-@click.option("--target-isa", metavar="NAME", help="The processor that the file is for; see below. [default: host]")
-@click.option("--calibration", help="auto, minmax, moving-average, percentile, entropy or mse. [default: auto]")
 @benchmark_options()
 @common_options()
 @model_options()
 @recipe_options()
-def quantize(model: Path, out: Path, overwrite: bool, **options: Any) -> int:
+@result_options()
+def quantize(model: Path, out: Path, overwrite: bool, quiet: bool, as_json: bool, **options: Any) -> int:
     """Write quantized forms of MODEL, an ONNX file or a torch model (which is exported first), and measure them.
 
     The directory gets float.onnx, a file for each candidate, quantize.json with all that was measured, and model.onnx:
@@ -67,11 +77,16 @@ def quantize(model: Path, out: Path, overwrite: bool, **options: Any) -> int:
     if model.resolve() == (out / "model.onnx").resolve():
         raise click.UsageError(f"--out {out} would replace {model} itself: give another directory.")
     recipe = recipe_from(model, options)
-    with Display() as display:
+    with Display(quiet) as display:
         opened = open_inputs(recipe, display)
         _forget_earlier_files(out)
-        context = opened.context(out, recipe, display, cache=out / CACHE)
-        return _quantize(opened, recipe, context)
+        found, record = _quantize(opened, recipe, opened.context(out, recipe, display, cache=out / CACHE))
+    if as_json:
+        emit(found)
+    else:
+        notes = (*opened.notes, *record.notes, *filter(None, [record.skipped]))
+        _show(found, tuple(dict.fromkeys(notes)), out)
+    return 0 if found["met"] else NOT_MET
 
 
 def _forget_earlier_files(out: Path) -> None:
@@ -85,12 +100,12 @@ def _forget_earlier_files(out: Path) -> None:
     (out / RESULT).unlink()
 
 
-def _quantize(opened: Opened, recipe: Recipe, context: Context) -> int:
-    """Make the candidates, measure and choose as the pipeline does, write, and tell."""
+def _quantize(opened: Opened, recipe: Recipe, context: Context) -> tuple[dict[str, Any], StageRecord]:
+    """Make the candidates, measure and choose as the pipeline does, and write; the content of quantize.json."""
     from compress.files import write_atomically
     from compress.measurement import benchmark
     from compress.quantization import quantize as run_stage
-    from compress.reporting import choose, quantization_section, variant_entries, variant_table
+    from compress.reporting import choose, variant_entries
     from compress.shipping import origin, write_shipped
     from compress.values import Variant
     from compress.workspace import to_json
@@ -106,13 +121,18 @@ def _quantize(opened: Opened, recipe: Recipe, context: Context) -> int:
     found = {"shipped": choice.shipped, "met": choice.met, "variants": entries, "quantize": record}
     write_atomically(context.directory / RESULT, to_json(found))
     shutil.rmtree(context.directory / CACHE, ignore_errors=True)  # nothing is left to go on from
-    for note in dict.fromkeys((*opened.notes, *record.notes, *filter(None, [record.skipped]))):
+    return found, record
+
+
+def _show(found: Mapping[str, Any], notes: Sequence[str], out: Path) -> None:
+    from compress.reporting import quantization_section, variant_table
+
+    for note in notes:
         say(note)
-    table = variant_table(entries, choice.shipped)
+    table = variant_table(found["variants"], found["shipped"])
     show_table(table.columns, table.rows, table.mark)
-    _show_section(quantization_section(record.figures, choice.shipped))
-    say(f"{context.directory / 'model.onnx'}: {choice.shipped}")
-    return 0 if choice.met else NOT_MET
+    _show_section(quantization_section(found["quantize"].figures, found["shipped"]))
+    say(f"{out / 'model.onnx'}: {found['shipped']}")
 
 
 def _show_section(section: Section | None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.console import Display, say, show_table
+from compress.cli.console import Display, emit, say, show_table
 from compress.cli.options import (
     common_options,
     data_options,
@@ -15,10 +17,13 @@ from compress.cli.options import (
     output_option,
     recipe_from,
     recipe_options,
+    result_options,
 )
 
 if TYPE_CHECKING:
     from compress.data import Data
+    from compress.measurement import Score
+    from compress.measurement.metrics import Metric
     from compress.pruning.history import History
     from compress.values import Model
 
@@ -41,7 +46,8 @@ WRITTEN = ("weights.safetensors", "kept.json", "history.json", "history.csv", "h
 @common_options()
 @model_options()
 @recipe_options()
-def reduce(model: Path, out: Path, **options: Any) -> int:
+@result_options()
+def reduce(model: Path, out: Path, quiet: bool, as_json: bool, **options: Any) -> int:
     """Make layers of MODEL narrower for as long as retraining keeps it near the original.
 
     In each round layers are probed with fewer neurons or channels, retrained, and the best candidate is kept. Both
@@ -59,21 +65,27 @@ def reduce(model: Path, out: Path, **options: Any) -> int:
 
     given = {name: options.pop(name) for name in FIELDS}
     recipe = recipe_from(model, {**options, **{f"reduce.{name}": value for name, value in given.items()}})
-    with Display() as display:
+    with Display(quiet) as display:
         opened = open_inputs(recipe, display)
         original = opened.needs_classifier("reduce")
         smaller, record, reduction = reduce_model(original, recipe.reduce, opened.context(out, recipe, display))
     for name in WRITTEN:  # of an earlier run, with --overwrite
         (out / name).unlink(missing_ok=True)
     _write_history(reduction.history, out)
+    if not record.skipped:
+        save(smaller.module, reduction.kept, out)
+    assert opened.data is not None
+    scores = {} if record.skipped else _test_scores(original, smaller, opened.data, opened.metric)
+    if as_json:
+        test = {name: score.to_dict() for name, score in scores.items()}
+        emit({"directory": out, **asdict(record), "history": reduction.history.to_dict(), "test": test})
+        return 3 if record.skipped else 0
     _show_rounds(reduction.history)
     if record.skipped:
         say(f"No smaller model written: {record.skipped}. The history is in {out}.")
         return 3
-    save(smaller.module, reduction.kept, out)
     _show_sizes(reduction.history)
-    assert opened.data is not None
-    _show_test(original, smaller, opened.data)
+    _show_test(scores)
     say(f"{out}: {', '.join(name for name in WRITTEN if (out / name).exists())}")
     return 0
 
@@ -121,14 +133,22 @@ def _show_sizes(history: History) -> None:
         say(f"{what}: {before:,} -> {after:,}{unit} ({1 - after / before:.2%} less)")
 
 
-def _show_test(original: Model, smaller: Model, data: Data) -> None:
+def _test_scores(original: Model, smaller: Model, data: Data, metric: Metric | None) -> dict[str, Score]:
     """What the test split says of both: it had no part in the search."""
     from compress.measurement import outputs_of, score
 
     reference = outputs_of(original, data.test)
-    for name, model in (("original", original), ("reduced", smaller)):
-        found = score(reference if model is original else outputs_of(model, data.test), reference)
-        if found.accuracy is None:
+    return {
+        "original": score(reference, reference, metric),
+        "reduced": score(outputs_of(smaller, data.test), reference, metric),
+    }
+
+
+def _show_test(scores: Mapping[str, Score]) -> None:
+    for name, found in scores.items():
+        if found.metric is not None:
+            say(f"test, {name}: {found.metric.name} {found.metric.value:.4f} (n={found.n})")
+        elif found.accuracy is None:
             say(f"test, {name}: agrees with the original on {found.fidelity:.4f} (n={found.n})")
         else:
             a = found.accuracy

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compress.cli.console import say, show_table
+from compress.cli.console import emit, say, show_table
 from compress.measurement import Measurement
 from compress.reporting import Report, latency_table, variant_entries, variant_table, verdict_sentences
+from compress.reporting.html_tables import size_table
+from compress.reporting.tables import limit_table
+from compress.values import StageRecord
 
 NOT_MET = 3
 
 
-def show_report(report: Report, out: Path) -> int:
+def show_report(report: Report, out: Path, as_json: bool = False) -> int:
     """Print what a run found; the exit status that says whether it passed."""
     plain = report.to_dict()
+    if as_json:
+        emit(plain)
+        return 0 if report.verdict.passed else NOT_MET
     for line in (*plain["notes"], *(f"{s['stage']} skipped: {s['skipped']}" for s in plain["stages"] if s["skipped"])):
         say(line)
     table = variant_table(plain["variants"], plain["shipped"])
@@ -29,9 +35,13 @@ def show_report(report: Report, out: Path) -> int:
     return 0 if report.verdict.passed else NOT_MET
 
 
-def show_measurements(measurements: Sequence[Measurement]) -> None:
-    """Print what a benchmark found."""
+def show_measurements(measurements: Sequence[Measurement], record: StageRecord) -> None:
+    """Print what a benchmark found, and what is to be known of it."""
     entries = variant_entries(measurements, Path())
-    for table in (variant_table(entries), latency_table(entries)):
-        show_table(table.columns, table.rows)
-        say("")
+    found = {"variants": entries, "shipped": None}
+    for table in (variant_table(entries), latency_table(entries), size_table(found), limit_table(found)):
+        if table is not None:
+            show_table(table.columns, table.rows)
+            say("")
+    for note in record.notes:
+        say(note)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compress.cli.console import Display, say, show_table
+from compress.cli.console import Display, emit, say, show_table
 from compress.cli.options import (
-    Shares,
     common_options,
     data_options,
     model_options,
     output_option,
     recipe_from,
     recipe_options,
+    result_options,
 )
+from compress.cli.parameters import OneOf, Shares
 
 # Options of this command that are fields of the recipe's [sparsify] and have no short name there.
 FIELDS = ("layers", "pattern", "zip_bytes", "schedule", "score", "scope")
@@ -34,20 +36,17 @@ FIELDS = ("layers", "pattern", "zip_bytes", "schedule", "score", "scope")
 @click.option("--zip-bytes", type=int, help="Instead: as sparse as it takes to zip to so many bytes, as predicted.")
 @click.option(
     "--schedule",
-    type=click.Choice(["cubic", "one-shot", "iterative", "reactive"]),
+    type=OneOf(("cubic", "one-shot", "iterative", "reactive")),
     help="When weights go: on a curve, at once, cut and retrain in turns, as the loss allows. [default: cubic]",
 )
-@click.option(
-    "--score", type=click.Choice(["lamp", "magnitude", "taylor", "random"]), help="Which go first. [default: lamp]"
-)
-@click.option(
-    "--scope", type=click.Choice(["global", "layer"]), help="Ranked among all, or the same share of each layer."
-)
+@click.option("--score", type=OneOf(("lamp", "magnitude", "taylor", "random")), help="Which go first. [default: lamp]")
+@click.option("--scope", type=OneOf(("global", "layer")), help="Ranked among all, or the same share of each layer.")
 @click.option("--epochs", type=float, help="Passes over the training data in each round. [default: 3]")
 @common_options()
 @model_options()
 @recipe_options()
-def sparsify(model: Path, out: Path, **options: Any) -> int:
+@result_options()
+def sparsify(model: Path, out: Path, quiet: bool, as_json: bool, **options: Any) -> int:
     """Make as many weights of MODEL zero as its accuracy allows, with fine-tuning.
 
     The whole of --max-drop is used here, unless --set sparsify.budget says otherwise. Exit status 3 where no sparsity
@@ -68,16 +67,20 @@ def sparsify(model: Path, out: Path, **options: Any) -> int:
     fields = {f"sparsify.{name}": options.pop(name) for name in FIELDS}
     options["overrides"] = ("sparsify.budget=1", *options["overrides"])
     recipe = recipe_from(model, {**options, **fields})
-    with Display() as display:
+    with Display(quiet) as display:
         opened = open_inputs(recipe, display)
         original = opened.needs_classifier("sparsify")
         sparse, record = run_stage(original, recipe.sparsify, opened.context(out.parent, recipe, display))
+    if not record.skipped:
+        write_atomically(out, save_state(sparse.module))
+    if as_json:
+        emit({"file": None if record.skipped else out, **asdict(record)})
+        return 3 if record.skipped else 0
     if record.figures["rounds"]:
         _show_rounds(record.figures["rounds"])
     if record.skipped:
         say(f"Nothing written: {record.skipped}.")
         return 3
-    write_atomically(out, save_state(sparse.module))
     for note in record.notes[2:]:
         say(note)
     say(f"{out}: {record.figures['sparsity']:.2%} of {record.figures['weights']:,} weights are zero.")

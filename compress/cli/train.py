@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.console import Display, say, show_table
-from compress.cli.options import common_options, data_options, model_options, recipe_from, recipe_options
+from compress.cli.console import Display, emit, say, show_table
+from compress.cli.options import (
+    common_options,
+    data_options,
+    model_options,
+    recipe_from,
+    recipe_options,
+    result_options,
+)
+from compress.cli.parameters import OneOf
 from compress.errors import ModelError, RecipeError, WorkspaceError
 
 if TYPE_CHECKING:
@@ -54,7 +62,7 @@ UNUSED = ("finetune.temperature", "finetune.distillation", "finetune.dropout", "
 @click.option("--sparsity", type=float, help="Share of the weights that is removed at most. [default: 0.9]")
 @click.option(
     "--score",
-    type=click.Choice(["lamp", "magnitude", "taylor", "random"]),
+    type=OneOf(("lamp", "magnitude", "taylor", "random")),
     help="What is removed first. [default: lamp]",
 )
 @click.option("--margin", type=float, help="Drop of accuracy that does not matter. [default: 0.01]")
@@ -62,8 +70,10 @@ UNUSED = ("finetune.temperature", "finetune.distillation", "finetune.dropout", "
 @common_options()
 @model_options()
 @recipe_options()
-@click.option("--quiet", is_flag=True, help="No progress, only the result.")
-def train(model: Path | None, out: Path, resume: bool, overwrite: bool, quiet: bool, **options: Any) -> int:
+@result_options()
+def train(
+    model: Path | None, out: Path, resume: bool, overwrite: bool, quiet: bool, as_json: bool, **options: Any
+) -> int:
     """Train with pruning in real time and without it, and test whether the accuracy differs.
 
     From the weights of MODEL, or, without MODEL, from new ones that --factory draws for each seed. The two trainings of
@@ -94,8 +104,11 @@ def train(model: Path | None, out: Path, resume: bool, overwrite: bool, quiet: b
         make_model = _maker(original, opened, recipe)
         comparison = compare(make_model, recipe.train, opened.context(out, recipe, display), identity=identity)
     report = _write(comparison, opened, recipe, out)
-    _show(report)
-    say(f"{out}: {', '.join(WRITTEN)}, {MADE.replace('*', 'N')}")
+    if as_json:
+        emit(report)
+    else:
+        _show(report)
+        say(f"{out}: {', '.join(WRITTEN)}, {MADE.replace('*', 'N')}")
     return 3 if comparison.verdict.outcome == "loss" and comparison.tests.mean > recipe.train.margin else 0
 
 

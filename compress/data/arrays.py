@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.data.checks import check_finite, check_labels, digest
+from compress.data.checks import are_classes, check_finite, check_labels, check_targets, digest
 from compress.data.options import DataOptions
 from compress.data.partition import Pools
 from compress.data.preprocessing import ImagePreprocessing, refuse_image_options, scaled
@@ -26,7 +26,7 @@ class Arrays:
     """Samples and their labels."""
 
     x: NDArray[Any]  # (N, …)
-    y: NDArray[Any] | None = None  # (N,)
+    y: NDArray[Any] | None = None  # (N,) class numbers, or (N, …) for a metric
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def from_arrays(about: About, train: Arrays, test: Arrays | None, options: DataO
     """
     pools = Pools(len(train.x), test=len(test.x) if test else 0)
     x, notes = _samples(about.name, train, test)
-    y = _labels(about.name, train, test) if options.labels else None
+    y = _labels(about.name, train, test, options) if options.labels else None
+    classes = _classes(y, about, options)
     prepare = _preparation(about.name, x, options)
 
     def fetch(indices: NDArray[np.int64]) -> Batch:
@@ -71,8 +72,8 @@ def from_arrays(about: About, train: Arrays, test: Arrays | None, options: DataO
         pools=pools,
         inputs=(InputSpec(about.input_name, tuple(first.shape[1:]), dtype),),
         content=digest(x) if y is None else digest(x, y),
-        classes=None if y is None else max(len(about.class_names), int(y.max()) + 1),
-        class_names=() if y is None else about.class_names,
+        classes=classes,
+        class_names=() if classes is None else about.class_names,
         notes=(*about.notes, *notes),
         files=about.files,
     )
@@ -108,15 +109,26 @@ def _typed(where: str, x: NDArray[Any]) -> NDArray[Any]:
     raise DataError(f"{where}: samples of type {x.dtype}; numbers are needed.")
 
 
-def _labels(name: str, train: Arrays, test: Arrays | None) -> NDArray[np.int64] | None:
+def _labels(name: str, train: Arrays, test: Arrays | None, options: DataOptions) -> NDArray[Any] | None:
     parts = {"train": train} if test is None else {"train": train, "test": test}
     labelled = [part for part, arrays in parts.items() if arrays.y is not None]
     if not labelled:
         return None
     if len(labelled) < len(parts):
         raise DataError(f"{name}: only {labelled[0]} has labels. Give them for both, or ignore them with --no-labels.")
-    checked = [check_labels(a.y, len(a.x), f"{name}: {part}") for part, a in parts.items() if a.y is not None]
+    found = {part: (a.y, len(a.x)) for part, a in parts.items() if a.y is not None}
+    free = options.labels == "any" and not all(are_classes(*labels) for labels in found.values())
+    check = check_targets if free else check_labels
+    checked = [check(*labels, f"{name}: {part}") for part, labels in found.items()]
+    if len({labels.shape[1:] for labels in checked}) > 1:
+        raise DataError(f"{name}: the labels of train and test differ in shape; make them the same.")
     return np.concatenate(checked)
+
+
+def _classes(y: NDArray[Any] | None, about: About, options: DataOptions) -> int | None:
+    if y is None or (options.labels == "any" and not are_classes(y, len(y))):
+        return None
+    return max(len(about.class_names), int(y.max()) + 1)
 
 
 def _preparation(name: str, x: NDArray[Any], options: DataOptions) -> Callable[[Tensor], Tensor]:

@@ -51,6 +51,29 @@ def check_labels(labels: NDArray[Any], count: int, where: str, first: int = 0) -
     return labels.astype(np.int64)
 
 
+def are_classes(labels: NDArray[Any], count: int) -> bool:
+    """Whether `check_labels` takes ``labels``."""
+    try:
+        check_labels(labels, count, "")
+    except DataError:
+        return False
+    return True
+
+
+def check_targets(targets: NDArray[Any], count: int, where: str, first: int = 0) -> NDArray[Any]:
+    """Return labels for a metric, (N, …): whole numbers as int64, others as float32.
+
+    Raises:
+        DataError: not one for each of the ``count`` samples, not numbers, or not finite.
+    """
+    if targets.ndim < 1 or len(targets) != count:
+        raise DataError(f"{where}: labels of shape {targets.shape} for {count} samples; one a sample is needed.")
+    if targets.dtype.kind not in "iufb":
+        raise DataError(f"{where}: labels of type {targets.dtype}; numbers are needed.")
+    check_finite(targets, where, first)
+    return targets.astype(np.float32 if targets.dtype.kind == "f" else np.int64)
+
+
 def digest(*arrays: NDArray[Any]) -> str:
     """Hex sha256 of the types, shapes and bytes of ``arrays``."""
     sha = hashlib.sha256()

@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from compress.errors import RecipeError
 
@@ -38,7 +39,9 @@ class DataOptions:
     label_threshold: float | None = None  # label = 1 where the column's number is above this, else 0
     vocabulary: Path | None = None  # the Tokenizer file that the model was trained with
     max_tokens: int | None = None  # tokens a text is cut or padded to; None: as the vocabulary file says
-    labels: bool = True  # False: ignore the labels, measure fidelity instead of accuracy
+    # False: ignore the labels, measure fidelity instead of accuracy. "any": those that are no class numbers are kept as
+    # they come, of any shape (N, …), for a metric of the user's own.
+    labels: bool | Literal["any"] = True
 
     def __post_init__(self) -> None:
         problems = [text for broken, text in self._rules() if broken]

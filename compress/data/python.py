@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compress.data.checks import check_finite, check_labels, digest
+from compress.data.checks import are_classes, check_finite, check_labels, check_targets, digest
 from compress.data.loaders import Pool, frozen_randomness, pool_of, refuse_overlap, users_code
 from compress.data.options import DataOptions
 from compress.data.partition import Pools
@@ -46,16 +46,16 @@ def load(target: str, options: DataOptions) -> Data:
         parts = _parts(name, _call(name, target, options))
         pools = {part: pool_of(f"{name}: {part}", source, options) for part, source in parts.items()}
         refuse_overlap(name, pools)
-        scans = {part: _scan(f"{name}: {part}", pool) for part, pool in pools.items()}
+        scans = {part: _scan(f"{name}: {part}", pool, options) for part, pool in pools.items()}
     _refuse_different(name, scans)
-    classes = [scan.classes for scan in scans.values() if scan.classes is not None]
+    classes = _classes(scans)
     samples = Samples(
         name=name,
-        fetch=_joined(list(pools.values())),
+        fetch=_joined(list(pools.values()), classes is not None),
         pools=Pools(**{part: pool.count for part, pool in pools.items()}),
         inputs=_specs(scans["train"].shapes),
         content=" ".join(scan.content for scan in scans.values()),
-        classes=max(classes) if classes else None,
+        classes=classes,
     )
     return assemble(samples, options)
 
@@ -65,13 +65,15 @@ class _Scan:
     """What reading a pool from end to end showed."""
 
     shapes: tuple[tuple[tuple[int, ...], str], ...]  # shape of one sample and type, for each input
-    classes: int | None
+    labelled: bool
+    classes: int | None  # None: no labels, or others than class numbers
     content: str  # hex sha256
 
 
-def _scan(where: str, pool: Pool) -> _Scan:
+def _scan(where: str, pool: Pool, options: DataOptions) -> _Scan:
     first = pool.fetch(np.zeros(1, dtype=np.int64))
-    sha, classes = hashlib.sha256(), 0
+    sha, most = hashlib.sha256(), 0
+    classes = first[1] is not None
     for start in range(0, pool.count, _READ_BATCH):
         indices = np.arange(start, min(start + _READ_BATCH, pool.count))
         inputs, labels = pool.fetch(indices)
@@ -79,22 +81,29 @@ def _scan(where: str, pool: Pool) -> _Scan:
             check_finite(x.numpy(), where, start)
         sha.update(digest(*(x.numpy() for x in inputs)).encode())
         if labels is not None:
-            checked = check_labels(labels.numpy(), len(indices), where, start)
+            free = options.labels == "any" and not are_classes(labels.numpy(), len(indices))
+            checked = (check_targets if free else check_labels)(labels.numpy(), len(indices), where, start)
             sha.update(digest(checked).encode())
-            classes = max(classes, int(checked.max()) + 1)
+            classes, most = classes and not free, max(most, int(checked.max()) + 1)
     again = pool.fetch(np.zeros(1, dtype=np.int64))
     if not all(torch.equal(x, same) for x, same in zip(first[0], again[0], strict=True)):
         raise DataError(f"{where}: sample 0 differs from read to read. Return the samples without augmentation.")
     shapes = tuple((tuple(x.shape[1:]), str(x.dtype).removeprefix("torch.")) for x in first[0])
-    return _Scan(shapes, None if first[1] is None else classes, sha.hexdigest())
+    return _Scan(shapes, first[1] is not None, most if classes else None, sha.hexdigest())
+
+
+def _classes(scans: Mapping[str, _Scan]) -> int | None:
+    """How many classes the labels name; None where there are no labels, or one of the splits has others."""
+    found = [scan.classes for scan in scans.values() if scan.classes is not None]
+    return max(found) if len(found) == len(scans) else None
 
 
 def _refuse_different(name: str, scans: Mapping[str, _Scan]) -> None:
     if len({scan.shapes for scan in scans.values()}) > 1:
         found = "; ".join(f"{part} {_listed(scan)}" for part, scan in scans.items())
         raise DataError(f"{name}: the splits' samples differ in shape or type: {found}. Make them the same.")
-    if len({scan.classes is None for scan in scans.values()}) > 1:
-        found = ", ".join(part for part, scan in scans.items() if scan.classes is None)
+    if len({scan.labelled for scan in scans.values()}) > 1:
+        found = ", ".join(part for part, scan in scans.items() if not scan.labelled)
         raise DataError(f"{name}: no labels in {found}. Give them everywhere, or ignore them with --no-labels.")
 
 
@@ -102,14 +111,14 @@ def _listed(scan: _Scan) -> str:
     return ", ".join(f"{shape} {dtype}" for shape, dtype in scan.shapes)
 
 
-def _joined(pools: list[Pool]) -> Fetch:
+def _joined(pools: list[Pool], classes: bool) -> Fetch:
     """Number the samples through all pools. A batch lies in one pool, since no split draws from two."""
     starts = np.cumsum([0, *(pool.count for pool in pools)])
 
     def fetch(indices: NDArray[np.int64]) -> Batch:
         which = int(np.searchsorted(starts, indices[0], side="right")) - 1
         inputs, labels = pools[which].fetch(indices - starts[which])
-        return inputs, None if labels is None else labels.reshape(-1).long()
+        return inputs, labels.reshape(-1).long() if labels is not None and classes else labels
 
     return fetch
 

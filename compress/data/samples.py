@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from compress.data.options import DataOptions
 from compress.data.partition import Indices, Pools, describe, partition
-from compress.data.splits import Data, Fetch, Split
+from compress.data.splits import Batch, Data, Fetch, Split
 from compress.values import InputSpec
 
 
@@ -37,10 +37,18 @@ def assemble(samples: Samples, options: DataOptions) -> Data:
     def split(name: str, indices: Indices) -> Split:
         return Split(name, samples.fetch, indices, labelled=samples.classes is not None)
 
+    def unlabelled(indices: Indices) -> Batch:
+        return samples.fetch(indices)[0], None
+
+    def trains(name: str, indices: Indices) -> Split:
+        """What is no class number can be scored by a metric, and not be learned from."""
+        found = split(name, indices)
+        return found if found.labelled else replace(found, fetch=unlabelled)
+
     return Data(
         name=samples.name,
-        train=split("train", parts.train),
-        calibration=split("calibration", parts.calibration),
+        train=trains("train", parts.train),
+        calibration=trains("calibration", parts.calibration),
         validation=split("validation", parts.validation),
         test=split("test", parts.test),
         inputs=samples.inputs,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from compress.values import InputSpec
 
-Batch = tuple[tuple[Tensor, ...], Tensor | None]  # the model's inputs, each (N, …), and labels (N,) int64 or None
+# The model's inputs, each (N, …), and labels: (N,) int64, or whatever a metric takes, or None.
+Batch = tuple[tuple[Tensor, ...], Tensor | None]
 Fetch = Callable[[NDArray[np.int64]], Batch]
 
 
@@ -26,7 +27,7 @@ class Split:
     name: str
     fetch: Fetch
     indices: NDArray[np.int64]  # (N,) sample numbers in the source
-    labelled: bool = True
+    labelled: bool = True  # with class numbers
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -57,6 +57,11 @@ class Tokenizer:
             row[: len(words)] = [self._token.get(word, UNKNOWN) for word in words]
         return tokens
 
+    def decode(self, tokens: NDArray[np.int64]) -> str:
+        """The words of one text (T,), with a blank between; what is not in the vocabulary is "…"."""
+        words = ("…" if token == UNKNOWN else self.vocabulary[token - _FIRST_WORD] for token in tokens if token != PAD)
+        return " ".join(words)
+
     def to_json(self) -> bytes:
         content = {"schema": 1, "max_tokens": self.max_tokens, "vocabulary": self.vocabulary}
         return json.dumps(content, ensure_ascii=False).encode()

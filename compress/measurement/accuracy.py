@@ -1,20 +1,22 @@
-"""What a model answers on a split: accuracy where there are labels, agreement with the original model everywhere."""
+"""What a model answers on a split: accuracy where there are labels, agreement with the original model everywhere, and
+the user's own metric where one is given."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from math import prod
+from math import log10, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from scipy import stats
 
 from compress.errors import MeasurementError
 from compress.measurement.environment import available_threads
+from compress.measurement.intervals import share_interval
+from compress.measurement.metrics import Metric, MetricValue, Rated
 from compress.measurement.sessions import open_session
 from compress.values import InputSpec, Model, OnnxModel, Progress, silent
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
 Run = Callable[[tuple["Tensor", ...]], NDArray[np.float32]]
 
-_CONFIDENCE = 0.95
+TOP = 5  # classes, of top-5 accuracy: told where there are more than these
+_ROWS = 256  # samples
 _BATCH_BYTES = 2**24  # of the inputs: activations take tens of times as much, and must fit a small machine
 
 
@@ -34,7 +37,7 @@ class Outputs:
     """A model's first output on every sample of a split, in the split's order."""
 
     values: NDArray[np.float32]  # (N, C, …)
-    labels: NDArray[np.int64] | None  # (N,)
+    labels: NDArray[Any] | None  # (N,) class numbers; of any other shape and type for a metric
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,35 @@ class Accuracy:
 class Score:
     """How good a model's answers are."""
 
-    accuracy: Accuracy | None  # None: no labels
+    accuracy: Accuracy | None  # None: no labels, or none that are classes
     fidelity: float  # 0..1: share of samples with the same top-1 as the original model
     n: int  # samples
+    top5: Accuracy | None = None  # the label is among the five largest; None: as accuracy, or five classes or fewer
+    metric: MetricValue | None = None  # of the user's own; None: none was given
+    sqnr_db: float | None = None  # of the outputs, against the original's; None: they are the same, or all 0
 
     @property
     def figure(self) -> float:
-        """The number that a drop is measured in: accuracy where there are labels, else fidelity."""
+        """The number that a drop is measured in: the metric where there is one, else accuracy, else fidelity."""
+        if self.metric is not None:
+            return self.metric.value
         return self.fidelity if self.accuracy is None else self.accuracy.value
+
+    @property
+    def measured_in(self) -> str:
+        """What `figure` is: accuracy, fidelity, or the metric's name."""
+        if self.metric is not None:
+            return self.metric.name
+        return "fidelity" if self.accuracy is None else "accuracy"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Score:
-        accuracy = stored["accuracy"]
-        return cls(None if accuracy is None else Accuracy(**accuracy), stored["fidelity"], stored["n"])
+        kinds = {"accuracy": Accuracy, "top5": Accuracy, "metric": MetricValue}
+        read = {name: kinds[name](**value) for name, value in stored.items() if name in kinds and value is not None}
+        return cls(**{**stored, **read})
 
 
 def outputs_of(
@@ -95,7 +111,7 @@ def outputs_of(
         _check(output, len(inputs[0]), split, done)
         values.append(output)
         if targets is not None:
-            labels.append(targets.numpy().astype(np.int64))
+            labels.append(_plain(targets))
         done += len(output)
         progress(f"scoring {split.name}", done, len(split))
     if not values:
@@ -128,14 +144,32 @@ def accuracy(outputs: Outputs) -> Accuracy:
     if outputs.labels is None:
         raise MeasurementError("accuracy needs labels and this data has none; use fidelity.")
     predicted = top1(outputs.values)
-    if predicted.shape != outputs.labels.shape:
+    if predicted.shape != outputs.labels.shape or predicted.ndim != 1:
         raise MeasurementError(
             f"outputs of shape {outputs.values.shape} give predictions of shape {predicted.shape}, but the labels have "
-            f"shape {outputs.labels.shape}. One label a sample is allowed; score this model without labels."
+            f"shape {outputs.labels.shape}. One label a sample is allowed; give --metric for others, or --no-labels."
         )
-    right, n = int((predicted == outputs.labels).sum()), len(predicted)
-    interval = stats.binomtest(right, n).proportion_ci(confidence_level=_CONFIDENCE, method="wilson")
-    return Accuracy(right / n, float(interval.low), float(interval.high), n)
+    return _share(predicted == outputs.labels)
+
+
+def top5(outputs: Outputs) -> Accuracy | None:
+    """Share of samples whose label is among the five largest; None where there are no more classes, or no labels.
+
+    Of equal values those of the lower classes come first, as with top-1.
+    """
+    values, labels = outputs.values, outputs.labels
+    if labels is None or values.ndim != 2 or values.shape[1] <= TOP or labels.shape != values.shape[:1]:
+        return None
+    known = (labels >= 0) & (labels < values.shape[1])
+    own = np.take_along_axis(values, np.where(known, labels, 0)[:, None], axis=1)  # (N, 1)
+    before = np.arange(values.shape[1]) < labels[:, None]  # (N, C)
+    rank = (values > own).sum(axis=1) + ((values == own) & before).sum(axis=1)  # (N,)
+    return _share(known & (rank < TOP))
+
+
+def _share(right: NDArray[np.bool_]) -> Accuracy:
+    count, n = int(right.sum()), len(right)
+    return Accuracy(count / n, *share_interval(count, n), n)
 
 
 def fidelity(outputs: Outputs, reference: Outputs) -> float:
@@ -153,14 +187,63 @@ def fidelity(outputs: Outputs, reference: Outputs) -> float:
     return float((ours == theirs).mean())
 
 
-def score(outputs: Outputs, reference: Outputs) -> Score:
-    """Score answers against the labels, where there are any, and against the original model's answers."""
-    right = None if outputs.labels is None else accuracy(outputs)
-    return Score(right, fidelity(outputs, reference), len(outputs.values))
+def score(outputs: Outputs, reference: Outputs, metric: Metric | None = None) -> Score:
+    """Score answers against the labels, where there are any, and against the original model's answers.
+
+    Args:
+        outputs: Of the model.
+        reference: Of the original, on the same samples.
+        metric: The user's own, whose value comes without an interval here. With one, labels may be anything, and there
+            is accuracy where they are classes.
+    """
+    return score_rated(outputs, reference, None if metric is None else metric.rate(outputs))
+
+
+def score_rated(outputs: Outputs, reference: Outputs, rated: Rated | None, seed: int | None = None) -> Score:
+    """`score`, with what a metric has already said of the outputs; with a ``seed`` also its interval."""
+    classes = outputs.labels is not None and (rated is None or has_classes(outputs))
+    return Score(
+        accuracy=accuracy(outputs) if classes else None,
+        fidelity=fidelity(outputs, reference),
+        n=len(outputs.values),
+        top5=top5(outputs) if classes else None,
+        metric=None if rated is None else rated.told(seed),
+        sqnr_db=sqnr_db(outputs, reference),
+    )
+
+
+def has_classes(outputs: Outputs) -> bool:
+    """Whether the labels are numbers of the classes that the outputs score, one a sample."""
+    values, labels = outputs.values, outputs.labels
+    if (
+        labels is None
+        or labels.shape != values.shape[:1]
+        or values.ndim > 2
+        or not np.issubdtype(labels.dtype, np.integer)
+    ):
+        return False
+    classes = 2 if values.ndim == 1 else max(2, values.shape[1])
+    return bool(((labels >= 0) & (labels < classes)).all())
+
+
+def sqnr_db(outputs: Outputs, reference: Outputs) -> float | None:
+    """How far the outputs are from the original's, in dB: 10 log10(sum of reference² / sum of (reference - outputs)²).
+
+    None where it has no finite value: the outputs are equal, or the original's are all 0.
+    """
+    if outputs.values is reference.values or outputs.values.shape != reference.values.shape:
+        return None
+    signal = noise = 0.0
+    for start in range(0, len(outputs.values), _ROWS):  # not the whole in float64
+        theirs = reference.values[start : start + _ROWS].astype(np.float64)
+        signal += float(np.square(theirs).sum())
+        noise += float(np.square(theirs - outputs.values[start : start + _ROWS]).sum())
+    return 10 * log10(signal / noise) if signal > 0 and noise > 0 else None
 
 
 def drop(score: Score, baseline: Score) -> float:
-    """What was lost against the baseline, as a fraction of accuracy, or of fidelity without labels; may be below 0."""
+    """What was lost against the baseline: a fraction of accuracy, or of fidelity without labels, or in the metric's own
+    unit. May be below 0."""
     return baseline.figure - score.figure
 
 
@@ -188,6 +271,12 @@ def _check(output: NDArray[np.float32], batch: int, split: Split, done: int) -> 
             f"the model's output is not finite for sample {number} of the {split.name} split. "
             "Look for NaN in that sample and in the weights."
         )
+
+
+def _plain(targets: Tensor) -> NDArray[Any]:
+    """Labels as numpy has them: whole numbers as int64, the others as they come."""
+    labels: NDArray[Any] = targets.numpy()
+    return labels if np.issubdtype(labels.dtype, np.floating) else labels.astype(np.int64)
 
 
 def _onnx_run(model: OnnxModel) -> Run:

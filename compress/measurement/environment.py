@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,19 @@ _ISA = {
 _APPLE = {"hw.optional.arm.FEAT_DotProd": "asimddp", "hw.optional.arm.FEAT_I8MM": "i8mm"}
 _ARM = ("arm64", "aarch64")
 
+# Each brings the module onnxruntime, with other execution providers.
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
+
 # A module -> the distributions that may bring it, in the order in which they are looked for.
 _DISTRIBUTIONS = {
     "torch": ("torch",),
     "torchvision": ("torchvision",),
     "onnx": ("onnx",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime": _RUNTIMES,
 }
 
 _OLDEST_SAFE_TORCH = (2, 6)
+_CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 
@@ -63,6 +68,17 @@ class Trouble:
 
     what: str
     mend: str
+
+
+@dataclass(frozen=True)
+class ProviderState:
+    """Whether an execution provider runs here."""
+
+    key: str  # what --providers takes
+    name: str  # ONNX Runtime's
+    runs: bool  # proved with a tiny model
+    told: str  # that it runs, and in what arithmetic, or why it does not
+    mend: str = ""  # what to do about it
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -78,11 +94,21 @@ def environment(threads: int) -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": available_threads(),
         "threads": threads or available_threads(),
+        **{name: found for name, found in _clock(_CPUS).items() if found is not None},
+        **({"gpu": list(_gpus())} if _gpus() else {}),
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
-        **{module: _version(*names) or "not installed" for module, names in _DISTRIBUTIONS.items()},
+        **{module: _loaded(module) or _version(*names) or "not installed" for module, names in _DISTRIBUTIONS.items()},
         "compress": __version__,
     }
+
+
+def load_average() -> float | None:
+    """Processes that wanted a core in the last minute, on average; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):  # AttributeError: Windows
+        return None
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -103,10 +129,27 @@ def available_threads() -> int:
 
 
 def providers() -> list[str]:
-    """The execution providers that run a tiny model here, proved by running it: listed ones may still fail to load."""
-    from compress.measurement.sessions import PROVIDERS, runs
+    """ONNX Runtime's names of the execution providers that run a tiny model here: listed ones may fail to load."""
+    return list(dict.fromkeys(found.name for found in provider_states() if found.runs))
 
-    return [name for provider, name in PROVIDERS.items() if runs(provider)]
+
+def provider_states() -> list[ProviderState]:
+    """For each provider that can be asked for, whether it runs a tiny model here, and if not, why and what to do."""
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    from compress.measurement.sessions import PROVIDERS, trial
+
+    built = onnxruntime.get_available_providers()
+    states = []
+    for key, row in PROVIDERS.items():
+        if row.name not in built:
+            states.append(
+                ProviderState(key, row.name, False, "not in this build of onnxruntime", f"To get it: {row.install}")
+            )
+        elif reason := trial(key):
+            states.append(ProviderState(key, row.name, False, f"present, but fails: {reason}", f"It needs {row.needs}"))
+        else:
+            states.append(ProviderState(key, row.name, True, ", ".join(filter(None, ("runs", row.precision)))))
+    return states
 
 
 def troubles() -> list[Trouble]:
@@ -121,6 +164,21 @@ def troubles() -> list[Trouble]:
         _quota_below_cores,
     )
     return [found for check in checks if (found := check()) is not None]
+
+
+def _clock(cpus: Path) -> dict[str, str | bool | None]:
+    """How the first core's clock is chosen (performance, powersave, …), and whether it may rise above the nominal one
+    for a while; None where it cannot be read."""
+    off, boost = _read(cpus / "intel_pstate/no_turbo"), _read(cpus / "cpufreq/boost")
+    turbo = (None if boost is None else boost == "1") if off is None else off == "0"
+    return {"governor": _read(cpus / "cpu0/cpufreq/scaling_governor"), "turbo": turbo}
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
 
 
 @functools.cache
@@ -140,15 +198,33 @@ def _arm_flags(system: str, machine: str) -> set[str]:
 
 
 def _sysctl(name: str) -> str:
+    return _told("sysctl", "-n", name)
+
+
+@functools.cache
+def _gpus() -> tuple[str, ...]:
+    """The NVIDIA devices, their drivers and their power limits, as the driver's own tool tells; none without it."""
+    told = _told("nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader")
+    return tuple(", driver ".join(line.split(", ", 1)) for line in told.splitlines())
+
+
+def _told(*command: str) -> str:
+    """What a command prints; nothing where it is not there or fails."""
     try:
-        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip()
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _isa(flags: frozenset[str]) -> list[str]:
     return list(dict.fromkeys(name for flag, name in _ISA.items() if flag in flags))
+
+
+def _loaded(module: str) -> str | None:
+    """The version of a module that is in use: of two distributions that bring it, one alone is."""
+    version = getattr(sys.modules.get(module), "__version__", None)
+    return None if version is None else str(version)
 
 
 def _version(*distributions: str) -> str | None:
@@ -228,11 +304,12 @@ def _missing_operators() -> Trouble | None:
 
 
 def _two_onnxruntimes() -> Trouble | None:
-    if _version("onnxruntime") is None or _version("onnxruntime-gpu") is None:
+    found = [name for name in _RUNTIMES if _version(name) is not None]
+    if len(found) < 2:
         return None
     return Trouble(
-        "onnxruntime and onnxruntime-gpu are both installed: they share their files, and the last one installed wins.",
-        "pip uninstall onnxruntime onnxruntime-gpu, then install the one you want.",
+        f"{' and '.join(found)} are installed: they share their files, and the last one installed wins.",
+        f"pip uninstall {' '.join(found)}, then install the one you want.",
     )
 
 
@@ -257,7 +334,7 @@ def _cuda_on_one_side() -> Trouble | None:
     if in_torch and not in_onnxruntime:
         return Trouble(
             "torch can use the GPU, onnxruntime cannot: CUDA latency cannot be measured.",
-            "pip uninstall onnxruntime, then pip install 'compress-pipeline[cuda]'",
+            "pip uninstall onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'",
         )
     if in_onnxruntime and not in_torch:
         return Trouble(

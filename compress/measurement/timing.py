@@ -1,18 +1,11 @@
-"""Latency of several variants, side by side.
+"""What was measured of a variant's latency, and how two variants compare.
 
-Machines drift: clocks change, neighbours come and go. Variants that are timed one after the other are compared across
-that drift; here they take turns in many short rounds, in a fresh random order each, so that it hits all of them alike.
+scipy, and with it the statistics, is imported inside functions: `compress --help` passes by this module.
 """
 
 from __future__ import annotations
 
-import gc
-import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,21 +13,13 @@ from numpy.typing import NDArray
 
 from compress.errors import MeasurementError
 
-logger = logging.getLogger(__name__)
-
-Call = Callable[[], object]  # one inference
-Clock = Callable[[], int]  # nanoseconds, monotonic
-
 OK = "ok"
-_MS = 1e6  # nanoseconds
 
-_MAX_CALLS = 200  # of one variant in one round: 5,000 samples in 25 rounds tell p99 well enough
-_WARM_NS = 20e6  # a warm-up block lasts this long, and
-_WARM_CALLS = 3  # has at least this many calls
-_SETTLED = 0.05  # two warm-up blocks whose medians differ by less than this share: settled
+# A difference below this share is not called significant, however sure it is. In 20 benchmarks of a file beside itself,
+# on a busy machine, the ratio was up to 1.2 % away from 1 (benchmarks/results/steadiness-*.json).
+FLOOR = 0.03
 
-_RESAMPLES = 500
-_CONFIDENCE = 0.95
+_PERCENT = np.arange(101)
 
 
 @dataclass(frozen=True)
@@ -46,50 +31,38 @@ class Timing:
     threads: int  # of one operator
     p50_ms: float | None = None
     p90_ms: float | None = None
+    p95_ms: float | None = None
     p99_ms: float | None = None
     mean_ms: float | None = None
-    first_call_ms: float | None = None  # the first of all, before warm-up
+    p50_interval: dict[str, float] | None = None  # {"low", "high"}: 95 %, from resampling launches and rounds
+    p95_interval: dict[str, float] | None = None
+    first_call_ms: float | None = None  # the first of a process, before warm-up: the median of the launches
+    load_ms: float | None = None  # making the session: the median of the launches
+    peak_bytes: int | None = None  # most resident memory of a process with Python, numpy, the runtime and this model
+    throughput: float | None = None  # samples a second, one call after the other: batch / mean
+    energy_mj: float | None = None  # of the whole processor package (or as codecarbon tells), per sample
     samples: int = 0  # calls that the percentiles are taken from
     status: str = OK  # else why there are no numbers
-    settled: bool = True  # False: the median still moved at the end of warm-up
+    settled: bool = True  # False: in half of the launches or more the median still moved at the end of the warm-up
     rounds: int = 0  # samples_ms holds as many samples of each round, one round after the other
+    launches: int = 0  # processes that the rounds were shared out among, one after the other, equally
+    precision: str | None = None  # the arithmetic of float32 operators, where it could be another than float32
+    placement: dict[str, Any] | None = None  # nodes by provider: `compress.measurement.placement.Placement`
+    quantiles_ms: tuple[float, ...] = ()  # 101: of 0 %, 1 %, …, 100 % of the samples
     samples_ms: tuple[float, ...] = ()
 
     def to_dict(self, samples: bool = False) -> dict[str, Any]:
         """Plain values; the raw samples only where they are asked for."""
         stored = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        stored["quantiles_ms"] = list(self.quantiles_ms)
         del stored["samples_ms"]
         return {**stored, "samples_ms": list(self.samples_ms)} if samples else stored
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Timing:
-        return cls(**{**stored, "samples_ms": tuple(stored["samples_ms"])})
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The raw result of `interleave` for one variant."""
-
-    first_call_ms: float
-    settled: bool
-    samples_ms: NDArray[np.float64]  # (rounds, calls)
-
-    def timing(self, provider: str, batch: int, threads: int) -> Timing:
-        p50, p90, p99 = (float(p) for p in np.percentile(self.samples_ms, (50, 90, 99)))
-        return Timing(
-            provider=provider,
-            batch=batch,
-            threads=threads,
-            p50_ms=p50,
-            p90_ms=p90,
-            p99_ms=p99,
-            mean_ms=float(self.samples_ms.mean()),
-            first_call_ms=self.first_call_ms,
-            samples=self.samples_ms.size,
-            settled=self.settled,
-            rounds=len(self.samples_ms),
-            samples_ms=tuple(round(float(sample), 6) for sample in self.samples_ms.ravel()),
-        )
+        """What `to_dict` made, with its samples."""
+        lists = {name: tuple(stored.get(name, ())) for name in ("quantiles_ms", "samples_ms")}
+        return cls(**{**stored, **lists})
 
 
 @dataclass(frozen=True)
@@ -99,124 +72,91 @@ class Ratio:
     value: float
     low: float
     high: float
+    significant: bool  # the interval leaves 1 out, and the difference is above ``FLOOR``
 
 
-def interleave(
-    calls: Sequence[Call],
-    *,
-    seconds: float,
-    min_samples: int,
-    rounds: int,
-    seed: int,
-    clock: Clock = time.perf_counter_ns,
-    after_round: Callable[[int], None] = lambda done: None,
-) -> tuple[Samples, ...]:
-    """Time several calls in turns.
-
-    Each is first warmed up until its median settles (for at most ``seconds``). Then come the rounds: in each, every
-    call has one block of consecutive runs, in a random order of the calls. Blocks are as long as makes a call's blocks
-    fill ``seconds`` together, within ``min_samples`` and 200 runs a block. The garbage collector is off meanwhile.
+def summary(samples_ms: NDArray[np.float64], *, provider: str, batch: int, threads: int, **found: Any) -> Timing:
+    """A timing with all the numbers that follow from its samples.
 
     Args:
-        calls: One inference each.
-        seconds: Time for each call.
-        min_samples: Samples of each call at least, however slow it is.
-        rounds: At least 1.
-        seed: Of the order.
-        clock: Nanoseconds.
-        after_round: Told how many rounds are done.
+        samples_ms: (launches, rounds, calls).
+        provider: ONNX Runtime's name.
+        batch: Samples a call.
+        threads: Of one operator.
+        found: The fields of `Timing` that do not.
     """
-    generator = np.random.default_rng(seed)
-    with _no_garbage_collection():
-        warm = [_warm_up(call, seconds, clock) for call in calls]
-        blocks = [_block_length(state.median_ns, seconds, min_samples, rounds) for state in warm]
-        samples: list[list[NDArray[np.float64]]] = [[] for _ in calls]
-        for done in range(rounds):
-            for number in generator.permutation(len(calls)):
-                calls[number]()  # the others have used the caches since: not a sample
-                samples[number].append(_time(calls[number], blocks[number], clock))
-            after_round(done + 1)
-    return tuple(
-        Samples(state.first_ns / _MS, state.settled, np.stack(taken) / _MS)
-        for state, taken in zip(warm, samples, strict=True)
+    launches, rounds, _ = samples_ms.shape
+    samples_ms = samples_ms.round(6)  # a nanosecond is the clock's own step
+    p50, p90, p95, p99 = (float(p) for p in np.percentile(samples_ms, (50, 90, 95, 99)))
+    mean = float(samples_ms.mean())
+    timing = Timing(
+        provider=provider,
+        batch=batch,
+        threads=threads,
+        p50_ms=p50,
+        p90_ms=p90,
+        p95_ms=p95,
+        p99_ms=p99,
+        mean_ms=mean,
+        throughput=batch * 1000 / mean,
+        samples=samples_ms.size,
+        rounds=launches * rounds,
+        launches=launches,
+        quantiles_ms=tuple(float(value) for value in np.percentile(samples_ms, _PERCENT).round(6)),
+        samples_ms=tuple(samples_ms.ravel().tolist()),
+        **found,
     )
+    return replace(timing, p50_interval=_interval(timing, 50, p50), p95_interval=_interval(timing, 95, p95))
+
+
+def _interval(timing: Timing, percent: float, value: float) -> dict[str, float]:
+    from compress.measurement import resampling
+
+    drawn = resampling.percentiles(_by_round(timing), percent, _counts(timing))
+    low, high = resampling.interval(drawn, _independent(timing))
+    return {"low": min(low, value), "high": max(high, value)}
 
 
 def speedup(baseline: Timing, variant: Timing) -> Ratio:
-    """Baseline p50 / variant p50, with an interval from resampling the rounds that both took part in.
+    """Baseline p50 / variant p50: the median over the rounds that both took part in, and its 95 % interval.
 
-    Samples of one round are not independent of each other, rounds nearly are: whole rounds are drawn, the same for
-    both, since they share what disturbed them (a paired block bootstrap). The interval does not cover what is fixed
-    when a session is made, such as where its memory lies: a file beside itself differs by up to 0.3 %.
+    Round by round, since what disturbs a round disturbs both: on a busy machine the ratio of a file to itself stayed
+    within 1 % of 1 this way, where that of the medians of all samples strayed by 9 %. The interval is of launches and
+    rounds drawn again, the same for both. Of a single launch it does not cover what is fixed when a process starts,
+    such as where its memory lies.
 
     Raises:
-        MeasurementError: one of them has no numbers, or they were not timed in the same rounds.
+        MeasurementError: one of them has no numbers, or they were not timed in the same launches and rounds.
     """
+    from compress.measurement import resampling
+
     ours, theirs = _by_round(variant), _by_round(baseline)
-    if len(ours) != len(theirs):
+    if (baseline.launches, baseline.rounds) != (variant.launches, variant.rounds):
         raise MeasurementError(
-            f"a speed-up compares timings of the same rounds: found {len(theirs)} of the baseline and {len(ours)} "
-            "of the variant. Measure them in one benchmark."
+            f"a speed-up compares timings of the same rounds: found {baseline.rounds} of the baseline and "
+            f"{variant.rounds} of the variant. Measure them in one benchmark."
         )
-    value = float(np.median(theirs) / np.median(ours))
-    draws = np.random.default_rng(0).integers(len(ours), size=(_RESAMPLES, len(ours)))
-    ratios = [np.median(theirs[draw]) / np.median(ours[draw]) for draw in draws]
-    low, high = np.quantile(ratios, ((1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2))
-    return Ratio(value, float(low), float(high))
+    ratios = np.median(theirs, axis=1) / np.median(ours, axis=1)  # (rounds,)
+    drawn = resampling.percentiles(ratios[:, None], 50, _counts(baseline))
+    value = float(np.median(ratios))
+    low, high = resampling.interval(drawn, _independent(baseline))
+    differs = not low <= 1 <= high and not 1 / (1 + FLOOR) <= value <= 1 + FLOOR
+    return Ratio(value, min(low, value), max(high, value), differs)
+
+
+def _counts(timing: Timing) -> NDArray[np.int64]:
+    from compress.measurement import resampling
+
+    launches = max(timing.launches, 1)  # 0: of a record that was written before they were counted
+    return resampling.draw(launches, timing.rounds // launches)
+
+
+def _independent(timing: Timing) -> int:
+    """What the draws of a timing rest on: its launches, or the rounds of a single one."""
+    return timing.launches if timing.launches > 1 else timing.rounds
 
 
 def _by_round(timing: Timing) -> NDArray[np.float64]:
     if timing.status != OK or timing.rounds == 0:
         raise MeasurementError(f"no speed-up without latencies: {timing.provider} {timing.status}.")
     return np.array(timing.samples_ms).reshape(timing.rounds, -1)
-
-
-@dataclass(frozen=True)
-class _Warm:
-    first_ns: float
-    median_ns: float
-    settled: bool
-
-
-def _warm_up(call: Call, seconds: float, clock: Clock) -> _Warm:
-    started = clock()
-    first = float(_time(call, 1, clock)[0])
-    before, median = _warm_block(call, clock), _warm_block(call, clock)
-    while abs(median - before) > _SETTLED * median and clock() - started < seconds * 1e9:
-        before, median = median, _warm_block(call, clock)
-    return _Warm(first, median, settled=abs(median - before) <= _SETTLED * median)
-
-
-def _warm_block(call: Call, clock: Clock) -> float:
-    """Run for a moment; return the median."""
-    samples: list[float] = []
-    while len(samples) < _WARM_CALLS or (sum(samples) < _WARM_NS and len(samples) < _MAX_CALLS):
-        samples.append(float(_time(call, 1, clock)[0]))
-    return float(np.median(samples))
-
-
-def _block_length(median_ns: float, seconds: float, min_samples: int, rounds: int) -> int:
-    wanted = seconds * 1e9 / max(median_ns, 1.0)
-    return max(ceil(min_samples / rounds), min(_MAX_CALLS, int(wanted / rounds)), 1)
-
-
-def _time(call: Call, count: int, clock: Clock) -> NDArray[np.float64]:
-    """Nanoseconds of ``count`` calls, one by one."""
-    ticks = np.empty((count, 2), np.int64)  # of a clock that may count for years: too long for a float
-    for i in range(count):
-        start = clock()
-        call()
-        ticks[i] = start, clock()
-    return (ticks[:, 1] - ticks[:, 0]).astype(np.float64)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

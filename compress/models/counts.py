@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from compress.errors import ModelError
 from compress.models.onnx_file import first_line, graph_inputs, read, run, values_of
+from compress.models.restored_weights import unpacked
 from compress.values import InputSpec
 
 Array = NDArray[Any]
@@ -160,23 +161,8 @@ class _Graph:
 
 
 def _unpacked(graph: _Graph, node: onnx.NodeProto, packed: Array) -> Array:
-    """The weight (N, K) of a MatMulNBits, less its zero point; stored (N, blocks, bytes), low bits first."""
-    settings = {attribute.name: attribute.i for attribute in node.attribute}
-    bits, length = settings.get("bits", 4), settings["K"]
-
-    def numbers(data: Array) -> Array:
-        if data.dtype != np.uint8:  # zero points may be floats, one a number
-            return data
-        parts = [(data >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
-        return np.stack(parts, axis=-1).reshape(len(data), -1).astype(np.int16)
-
-    blocks = numbers(packed.reshape(len(packed), -1))  # (N, blocks * block_size)
-    if len(node.input) > 3 and node.input[3]:
-        zero_points = numbers(graph.array(node, 3).reshape(len(packed), -1))[:, : packed.shape[1]]
-        blocks = blocks - np.repeat(zero_points, settings["block_size"], axis=1)
-    else:
-        blocks = blocks - 2 ** (bits - 1)
-    return np.asarray(blocks[:, :length])
+    given = len(node.input) > 3 and node.input[3]
+    return unpacked(node, packed, graph.array(node, 3) if given else None)
 
 
 def _shared_weights(graph: _Graph) -> dict[str, Array]:

@@ -148,7 +148,9 @@ def reduce(
     search = _Search(module, train_and_evaluate, inputs, config, found, seed, progress)
     search.start(original)
     while search.number < config.rounds and search.candidates():
+        search.tell()
         search.run_round()
+    progress(ROUNDS, config.rounds, config.rounds)
     history = History(search.loss_limit, search.accuracy_limit, tuple(search.rounds))
     return Reduction(search.best, search.kept, history)
 
@@ -159,6 +161,9 @@ def _reducible(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
         reasons = "; ".join(f"{group.name}: {group.frozen or 'a single channel'}" for group in groups[:3])
         raise PruningError(f"none of the {len(groups)} channel groups can be reduced ({reasons}). See reduce.keep.")
     return chosen
+
+
+ROUNDS = "rounds of reduce"
 
 
 class _Search:
@@ -208,6 +213,13 @@ class _Search:
         bits = capacity(self.best, self._example)
         self.rounds.append(Round(0, self._widths(), loss, accuracy, _parameters(self.best), bits, seconds))
 
+    def tell(self) -> None:
+        """How far the search is, and its best so far."""
+        first, now = self.rounds[0], self.rounds[-1]
+        share = now.parameters / first.parameters
+        best = f"best: {share:.0%} of the parameters, accuracy {now.accuracy:.4f}, {first.accuracy:.4f} originally"
+        self._progress(ROUNDS, self.number, self._config.rounds, best)
+
     def candidates(self) -> list[_Candidate]:
         """What is worth a retraining, in the order in which it is tried."""
         found = [self._candidate(group) for group in self._groups if self._removable(group) > 0]
@@ -217,7 +229,7 @@ class _Search:
     def run_round(self) -> None:
         """Retrain candidates and keep the best of those within the thresholds, where there is one."""
         started = time.perf_counter()
-        outcomes = [o for o in map(self._probe, self.candidates()) if o is not None]
+        outcomes = self._probe_each(self.candidates())
         for failed in (o for o in outcomes if not o.trial.within):
             name = failed.candidate.group.name
             self._steps[name] = failed.candidate.removed // 2
@@ -270,6 +282,18 @@ class _Search:
             self._scored = importance_of(self._groups, evidence, self._config.importance)
         return self._scored
 
+    def _probe_each(self, candidates: Sequence[_Candidate]) -> list[_Outcome]:
+        outcomes = []
+        for number, candidate in enumerate(candidates, start=1):
+            outcome = self._probe(candidate)
+            if outcome is None:
+                continue
+            outcomes.append(outcome)
+            trial = outcome.trial
+            note = f"{trial.group} -{trial.removed}: loss {trial.loss:.3f}, accuracy {trial.accuracy:.4f}"
+            self._progress("candidates", number, len(candidates), f"{note}{'' if trial.within else ', outside'}")
+        return outcomes
+
     def _probe(self, candidate: _Candidate) -> _Outcome | None:
         """Cut, retrain and evaluate one candidate; None where it cannot be cut: then its group is left alone."""
         started = time.perf_counter()
@@ -296,8 +320,6 @@ class _Search:
             within=within,
             seconds=time.perf_counter() - started,
         )
-        note = f"{name} -{candidate.removed}: loss {loss:.3f}, accuracy {accuracy:.4f}{'' if within else ', outside'}"
-        self._progress("reducing", self._trainings, 0, note)
         return _Outcome(candidate, module, kept, trial)
 
     def _trained(self, module: nn.Module) -> tuple[float, float]:

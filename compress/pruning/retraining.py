@@ -90,7 +90,7 @@ class Distillation:
         answers, theirs = torch.from_numpy(outputs.values), torch.from_numpy(self._reference.values)
         labels = None if outputs.labels is None else torch.from_numpy(outputs.labels)
         loss = loss_of(answers, theirs if labels is None else None, labels, self._config.finetune)
-        return loss.item(), score(outputs, self._reference).figure
+        return loss.item(), score(outputs, self._reference, self._context.metric).figure
 
 
 def _figures(first: Round, last: Round) -> dict[str, object]:

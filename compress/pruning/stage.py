@@ -159,7 +159,9 @@ def prune_to_budget(
         target = next_share(search.best.left if search.best is not None else None, search.failed, config)
         if target is None:
             break
+        search.tell(len(search.rounds))
         search.run_round(target)
+    search.tell(config.rounds)
     seconds = time.perf_counter() - started
     figures = search.figures()
     if search.best is None:
@@ -212,6 +214,7 @@ class _Search:
         self.dense = Candidate(model.module, {}, 1.0, _widths(self.structure))
         self.allowed = config.budget * context.max_drop
         self.best: Candidate | None = None
+        self.drop = 0.0  # of the best
         self.failed: float | None = None  # the largest share that was outside the budget
         self.rounds: list[Round] = []
         self.recovery = Recovery(context.original, context.data, context, config.finetune)
@@ -234,9 +237,16 @@ class _Search:
         self.rounds.append(Round(candidate.left, macs, parameters, outcome.drop, outcome.loss, outcome.steps, within))
         logger.info("prune: %.3f left, drop %.4f, %.4f allowed", candidate.left, outcome.drop, self.allowed)
         if within:
-            self.best = candidate
+            self.best, self.drop = candidate, outcome.drop
         else:
             self._fail(max(target, candidate.left))
+
+    def tell(self, done: int) -> None:
+        """How far the search is, and its best so far."""
+        counted, best = self.config.goal[0], ""
+        if self.best is not None:
+            best = f"best: {self.best.left:.0%} of the {counted}, {self.drop:+.4f} of {self.allowed:.4f} lost"
+        self.context.progress("rounds of prune", done, self.config.rounds, best)
 
     def _fail(self, left: float) -> None:
         self.failed = left if self.failed is None else max(self.failed, left)

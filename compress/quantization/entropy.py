@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from compress.errors import QuantizationError
+from compress.measurement.entropy import entropy_bits
 from compress.models.onnx_file import Array, serialize
 from compress.quantization.blocks import pack
 from compress.quantization.graph import array, attribute, constants, copy_of, inner_values
@@ -138,6 +139,7 @@ def strongest(
         progress: Told after every evaluation.
     """
     low, high, done, best = 0, len(strengths), 0, None  # all below low hold, none from high on
+    most = len(strengths).bit_length()
     while low < high:
         middle = (low + high) // 2
         made = build(strengths[middle])
@@ -147,14 +149,11 @@ def strongest(
         else:
             high = middle
         done += 1
-        progress("rounding for size", done, len(strengths).bit_length(), f"strength {strengths[middle]:.2g}")
+        found = "" if best is None else f"best: strength {best[0]:.2g}, "
+        progress("rounding for size", done, most, f"{found}tried {strengths[middle]:.2g}")
+    if done < most:
+        progress("rounding for size", most, most)
     return best
-
-
-def entropy_bits(values: Array) -> float:
-    """The order-0 entropy of integers, in bits a value."""
-    shares = np.unique(values, return_counts=True)[1] / max(values.size, 1)
-    return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
 def _weights(proto: onnx.ModelProto) -> dict[str, Int8s]:

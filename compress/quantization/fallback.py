@@ -64,7 +64,9 @@ def return_to_float(
         proto, data = build(tuple(order[:count]))
         p50, float_p50 = judge.p50_ms(data)
         trials[count] = Step(count, judge.drop(data), p50, float_p50, len(data)), proto
-        progress("layers back to float", count, len(order), f"drop {trials[count][0].drop:.4f}")
+        within = [tried for tried, (step, _) in trials.items() if step.drop <= budget]
+        best = f"best: {min(within)} layers in float are enough, " if within else ""
+        progress("layers back to float", count, len(order), f"{best}drop {trials[count][0].drop:+.4f} with {count}")
         return trials[count][0].drop <= budget
 
     low, high = -1, None  # ``low`` layers are too few, ``high`` are enough
@@ -82,6 +84,7 @@ def return_to_float(
     while high is not None and high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if passes(middle) else (middle, high)
+    progress("layers back to float", len(order), len(order))
     best = high if high is not None else min(trials, key=lambda count: (trials[count][0].drop, count))
     steps = tuple(step for step, _ in trials.values())
     return Fallback(trials[best][1], tuple(order[:best]), steps, high is not None)

@@ -1,6 +1,8 @@
 """Reporting: which variant ships, and the report that says why."""
 
 from compress.reporting.choice import Choice, Objective, choose
+from compress.reporting.csv_table import render_csv
+from compress.reporting.files import FORMATS, render
 from compress.reporting.html import render_html
 from compress.reporting.markdown import render_markdown
 from compress.reporting.quantization_report import Section, quantization_section
@@ -9,6 +11,7 @@ from compress.reporting.summary import Table, latency_table, variant_table, verd
 from compress.reporting.weights import weight_pictures
 
 __all__ = [
+    "FORMATS",
     "Choice",
     "Objective",
     "Report",
@@ -19,6 +22,8 @@ __all__ = [
     "choose",
     "latency_table",
     "quantization_section",
+    "render",
+    "render_csv",
     "render_html",
     "render_markdown",
     "variant_entries",

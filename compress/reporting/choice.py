@@ -12,12 +12,13 @@ from typing import Literal
 
 from compress.errors import MeasurementError
 from compress.measurement import Measurement, Timing, drop
+from compress.measurement.timing import FLOOR
 from compress.reporting import format as fmt
 
 Objective = Literal["size", "latency", "balanced"]
 
 TOLERANCE = 1e-9  # of drops, which are differences of floats
-EQUAL = 0.03  # latencies closer than this share are equal: repeated runs of one file differ by as much
+EQUAL = FLOOR  # latencies closer than this share are equal
 SIMILAR = 0.3  # of files that are equally fast, zips closer than this share are equal: accuracy then decides
 
 
@@ -75,7 +76,7 @@ def validation_drop(measurement: Measurement, baseline: Measurement) -> float | 
     """What a variant loses on the split that decides; None where it was not scored."""
     if measurement.validation is None or baseline.validation is None:
         return None
-    return drop(measurement.validation, baseline.validation)
+    return drop(measurement.validation.score, baseline.validation.score)
 
 
 def _best(within: Sequence[Measurement], baseline: Measurement, objective: Objective) -> Measurement:
@@ -92,7 +93,7 @@ def _best(within: Sequence[Measurement], baseline: Measurement, objective: Objec
 
 def _accuracy(measurement: Measurement) -> tuple[float, float, int]:
     """What ranks equally fast and similarly small files; those that were not scored are the baseline alone."""
-    found = measurement.validation
+    found = None if measurement.validation is None else measurement.validation.score
     return (1.0, 1.0, 0) if found is None else (found.figure, found.fidelity, -measurement.zip_bytes)
 
 

@@ -58,6 +58,14 @@ def count(value: int | None) -> str:
     return NOTHING if value is None else f"{value:,}"
 
 
+def span(low: str, high: str) -> str:
+    """An interval of two such texts, the unit once where it is the same: 278–285 µs, 3.91–4.08×."""
+    number, _, unit = low.partition(" ")
+    if low.endswith("×"):
+        number, unit = low[:-1], "×"
+    return f"{number}–{high}" if unit and high.endswith(unit) else f"{low}–{high}"
+
+
 def _three(value: float) -> str:
     """Three significant digits, as many as a measurement is good for, without an exponent."""
     decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0

@@ -1,93 +1,113 @@
-"""report.html, from the plain dict of report.json: one file, no script, nothing loaded from anywhere."""
+"""report.html, from the plain dict of report.json: one file, no script, nothing loaded from anywhere.
+
+A section whose figures a report does not hold is left out, so that reports of earlier versions render too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.reporting import format as fmt
-from compress.reporting.plots import svg_element
+from compress.reporting.charts_layers import (
+    bytes_chart,
+    classes_chart,
+    forms_chart,
+    histogram_charts,
+    kinds_chart,
+    sensitivity_chart,
+    weights_chart,
+    widths_chart,
+)
+from compress.reporting.charts_pareto import pareto_charts
+from compress.reporting.charts_variants import journey_charts, latency_charts, limit_chart
+from compress.reporting.headline import headline_figures
+from compress.reporting.html_tables import absences, memory_table, placement_table, size_table, timed_table
 from compress.reporting.quantization_report import quantization_section, quantize_figures
 from compress.reporting.summary import (
-    Entry,
     latency_table,
-    main_latency,
+    sparsity_sentences,
     sparsity_table,
     variant_table,
     verdict_sentences,
 )
 from compress.reporting.templates import environment
-from compress.reporting.weights import TITLES, weight_pictures
+
+# The sections, in their order: the name in the template, and the title.
+SECTIONS = (
+    ("journey", "What each stage bought"),
+    ("variants", "Every variant tried"),
+    ("latency", "Latency"),
+    ("limit", "How near the limit"),
+    ("size", "Where the bytes are"),
+    ("layers", "Layers before and after"),
+    ("sensitivity", "What each layer can lose"),
+    ("classes", "Accuracy of each class"),
+    ("changed", "Answers that changed most"),
+    ("quantization", "Quantization"),
+    ("sparsity", "Sparsity"),
+    ("placement", "Where the nodes run"),
+    ("stages", "Stages"),
+    ("provenance", "Data, environment, reproduction"),
+)
 
 
-@dataclass(frozen=True)
-class Bar:
-    label: str
-    text: str  # the value with its unit
-    share: float  # 0..1 of the longest bar
-    shipped: bool
-
-
-@dataclass(frozen=True)
-class Chart:
-    title: str
-    bars: tuple[Bar, ...]
-
-    @property
-    def alternative(self) -> str:
-        """The same for who cannot see it."""
-        return "; ".join(f"{bar.label} {bar.text}" for bar in self.bars)
-
-
-def render_html(report: Mapping[str, Any], pictures: Mapping[str, bytes] | None = None) -> str:
-    """The report as one HTML file. A report that was read back from report.json gives the same text.
-
-    Args:
-        report: The plain dict of report.json.
-        pictures: What `weight_pictures` made of it, where it is at hand; drawn again otherwise.
-    """
-    drawn = weight_pictures(report, ("svg",)) if pictures is None else pictures
+def render_html(report: Mapping[str, Any]) -> str:
+    """The report as one HTML file. A report that was read back from report.json gives the same text."""
+    contents = _contents(report)
     return (
         environment(autoescape=True)
         .get_template("report.html.jinja")
         .render(
             report=report,
-            sentences=verdict_sentences(report),
-            table=variant_table(report["variants"], report["shipped"]),
-            latency=latency_table(report["variants"]),
-            sparsity=sparsity_table(report["variants"]),
-            quantization=quantization_section(quantize_figures(report), report["shipped"]),
-            weights=[(title, svg_element(drawn[f"{name}.svg"])) for name, title in TITLES.items() if drawn],
-            charts=_charts(report["variants"], report["shipped"]),
+            sentences=[
+                each for each in verdict_sentences(report) if each not in sparsity_sentences(report["variants"])
+            ],
+            headline=headline_figures(report),
+            sections=[(name, title) for name, title in SECTIONS if contents[name]],
+            contents=contents,
             fmt=fmt,
         )
     )
 
 
-def _charts(variants: Sequence[Entry], shipped: str) -> tuple[Chart, ...]:
-    charts = [_chart("Zipped size", variants, shipped, lambda variant: variant["zip_bytes"], fmt.size)]
-    number = main_latency(variants)
-    if number is not None:
-        timing = variants[0]["latency"][number]
-        title = f"Latency, p50 ({timing['provider']}, batch {timing['batch']}, threads {timing['threads']})"
-        charts.append(_chart(title, variants, shipped, lambda v: v["latency"][number]["p50_ms"], fmt.duration))
-    return tuple(charts)
-
-
-def _chart(
-    title: str,
-    variants: Sequence[Entry],
-    shipped: str,
-    value: Callable[[Entry], Any],
-    text: Callable[[Any], str],
-) -> Chart:
-    values = [value(variant) for variant in variants]
-    longest = max(number for number in values if number is not None)
-    return Chart(
-        title,
-        tuple(
-            Bar(variant["name"], text(number), (number or 0) / longest, variant["name"] == shipped)
-            for variant, number in zip(variants, values, strict=True)
+def _contents(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What each section shows; something false where there is nothing to show."""
+    variants = report["variants"]
+    return {
+        "journey": journey_charts(report),
+        "variants": {"charts": pareto_charts(report), "table": variant_table(variants, report["shipped"])},
+        "latency": {
+            "charts": latency_charts(report),
+            "table": timed_table(latency_table(variants), report),
+            "absent": absences(report),
+            "memory": memory_table(report),
+        },
+        "limit": limit_chart(report),
+        "size": _some(
+            charts=_drawn(kinds_chart(report), forms_chart(report)),
+            folded=_drawn(bytes_chart(report)),
+            table=size_table(report),
         ),
-    )
+        "layers": _some(
+            folded=_drawn(widths_chart(report), weights_chart(report)),
+            histograms=histogram_charts(report),
+        ),
+        "sensitivity": sensitivity_chart(report),
+        "classes": classes_chart(report),
+        "changed": report.get("changed"),
+        "quantization": quantization_section(quantize_figures(report), report["shipped"]),
+        "sparsity": _some(table=sparsity_table(variants), sentences=sparsity_sentences(variants)),
+        "placement": placement_table(report),
+        "stages": report["stages"],
+        "provenance": True,
+    }
+
+
+def _drawn(*parts: Any) -> list[Any]:
+    return [part for part in parts if part is not None]
+
+
+def _some(**parts: Sequence[Any] | Any) -> dict[str, Any] | None:
+    """The parts, or None where all are empty."""
+    return parts if any(parts.values()) else None

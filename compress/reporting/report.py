@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.measurement import Measurement, Timing, drop, speedup
+from compress.measurement.answers import Answers
+from compress.measurement.layers import LayerChange
 from compress.measurement.timing import Ratio
 from compress.reporting.choice import TOLERANCE, Choice, Objective, choose, main_timing, validation_drop
 from compress.reporting.gain import SparsityGain, sparsity_gains
+from compress.reporting.schema import SCHEMA
 from compress.values import StageRecord
 
 if TYPE_CHECKING:
     from compress.data.splits import Data
 
-SCHEMA = 1
+_FLOAT = "fp32"  # ends the names of the float files; what is before it begins the names of what is made from them
+_OF_THE_REPORT = ("machine", "sensitivity")  # figures of the benchmark stage that have a place at the top
+Interval = dict[str, float]  # {"low", "high"}, 95 %
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class Verdict:
     passed: bool
     zip_ratio: float  # baseline raw bytes / shipped zip bytes
     speedup: float | None  # baseline p50 / shipped p50; None: no latency
+    drop_interval: Interval | None  # of the paired difference; None: the baseline ships, or it cannot be told
+    speedup_interval: Interval | None
+    speedup_significant: bool | None  # whether the speed-up is more than chance and noise
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Report:
     root: Path  # the run directory, which files are named relative to
     notes: tuple[str, ...] = ()
     shipped_zip_bytes: int | None = None  # of the zip as written, with the file's provenance; None: not written yet
+    layers: tuple[LayerChange, ...] = ()  # of the baseline's file, against what ships
+    changed: Sequence[Mapping[str, Any]] = field(default=())  # of `compress.measurement.changes.most_changed`
 
     @property
     def baseline(self) -> Measurement:
@@ -57,7 +67,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        lost = drop(self.shipped.test, self.baseline.test)
+        lost = drop(self.shipped.test.score, self.baseline.test.score)
         ours, theirs = main_timing(self.shipped, self.baseline), main_timing(self.baseline, self.baseline)
         gain = None if ours is None or theirs is None else _speedup(theirs, ours)
         return Verdict(
@@ -66,6 +76,21 @@ class Report:
             passed=self.choice.met and lost <= self.max_drop + TOLERANCE,
             zip_ratio=self.baseline.raw_bytes / (self.shipped_zip_bytes or self.shipped.zip_bytes),
             speedup=None if gain is None else gain.value,
+            drop_interval=_interval(self.shipped.test),
+            speedup_interval=None if gain is None else {"low": gain.low, "high": gain.high},
+            speedup_significant=None if gain is None else gain.significant,
+        )
+
+    @property
+    def journey(self) -> tuple[Measurement, ...]:
+        """The files between the original and what ships, both among them, each made from the one before."""
+        shipped = self.choice.shipped
+        return tuple(
+            m
+            for m in self.measurements
+            if m is self.baseline
+            or m.variant.name == shipped
+            or (m.variant.name.endswith(_FLOAT) and shipped.startswith(m.variant.name.removesuffix(_FLOAT)))
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,11 +104,24 @@ class Report:
             "data": dict(self.data),
             "variants": variant_entries(self.measurements, self.root, self.choice, self.records),
             "shipped": self.choice.shipped,
-            "verdict": {**asdict(self.verdict), "met": self.choice.met, "measured_in": _measured_in(self.baseline)},
+            "verdict": {
+                **asdict(self.verdict),
+                "met": self.choice.met,
+                "measured_in": self.baseline.test.score.measured_in,
+            },
             "shipped_zip_bytes": self.shipped_zip_bytes,
+            "journey": [_step(measurement, self.baseline) for measurement in self.journey],
+            "machine": self._figure("machine"),
+            "layers": [layer.to_dict() for layer in self.layers],
+            "changed": [dict(example) for example in self.changed],
+            "sensitivity": self._figure("sensitivity"),
             "stages": [_stage_entry(record) for record in self.records],
             "notes": list(self.notes),
         }
+
+    def _figure(self, name: str) -> Any:
+        """What the benchmark stage found besides the measurements."""
+        return next((r.figures.get(name) for r in self.records if r.stage == "benchmark"), None)
 
 
 def build_report(
@@ -156,16 +194,48 @@ def _variant_entry(measurement: Measurement, baseline: Measurement, root: Path) 
         "raw_bytes": measurement.raw_bytes,
         "zip_bytes": measurement.zip_bytes,
         "zip_ratio": baseline.raw_bytes / measurement.zip_bytes,
-        "accuracy": None if test.accuracy is None else asdict(test.accuracy),
-        "fidelity": test.fidelity,
-        "drop": drop(test, baseline.test),
+        "sizes": measurement.sizes.to_dict(),
+        **_answers_entry(test),
+        "drop": drop(test.score, baseline.test.score),
         "validation": None
         if validation is None
-        else {**validation.to_dict(), "drop": validation_drop(measurement, baseline)},
+        else {**validation.score.to_dict(), "drop": validation_drop(measurement, baseline)},
+        "limit": None if measurement.limit is None else measurement.limit.to_dict(),
         "latency": [
             {**ours.to_dict(), "speedup": _plain(_speedup(theirs, ours))}
             for ours, theirs in zip(measurement.latency, baseline.latency, strict=True)
         ],
+    }
+
+
+def _answers_entry(test: Answers) -> dict[str, Any]:
+    """What a variant answers on test."""
+    told, score = test.to_dict(), test.score.to_dict()
+    return {
+        **{name: score[name] for name in ("accuracy", "top5", "metric", "fidelity")},
+        "logit_sqnr_db": score["sqnr_db"],
+        "drop_interval": _interval(test),
+        "mcnemar": told["mcnemar"],
+        "classes": told["classes"],
+    }
+
+
+def _interval(test: Answers) -> Interval | None:
+    """Of the drop."""
+    if test.drop_low is None or test.drop_high is None:
+        return None
+    return {"low": test.drop_low, "high": test.drop_high}
+
+
+def _step(measurement: Measurement, baseline: Measurement) -> dict[str, Any]:
+    """A file on the way to what ships, by the stage that earned its figures: export only writes what sparsify made."""
+    timing, stage = main_timing(measurement, baseline), measurement.variant.stage
+    return {
+        "stage": "sparsify" if stage == "export" else stage,
+        "variant": measurement.variant.name,
+        "zip_bytes": measurement.zip_bytes,
+        "p50_ms": None if timing is None else timing.p50_ms,
+        "figure": measurement.test.score.figure,
     }
 
 
@@ -179,7 +249,7 @@ def _stage_entry(record: StageRecord) -> dict[str, Any]:
         "seconds": record.seconds,
         "skipped": record.skipped,
         "notes": list(record.notes),
-        "figures": dict(record.figures),
+        "figures": {name: figure for name, figure in record.figures.items() if name not in _OF_THE_REPORT},
         "config": dict(record.config),
     }
 
@@ -197,8 +267,8 @@ def _data_entry(data: Data) -> dict[str, Any]:
 
 
 def _made_up(baseline: Measurement) -> dict[str, Any]:
-    validation = 0 if baseline.validation is None else baseline.validation.n
-    sizes = {"train": 0, "calibration": 0, "validation": validation, "test": baseline.test.n}
+    validation = 0 if baseline.validation is None else baseline.validation.score.n
+    sizes = {"train": 0, "calibration": 0, "validation": validation, "test": baseline.test.score.n}
     return {"name": "synthetic", **sizes, "sha256": None, "classes": None}
 
 
@@ -206,10 +276,6 @@ def _relative(path: Path, root: Path) -> str:
     """As seen from the run directory; a file that lies elsewhere keeps the path that the user gave."""
     full = path.resolve()
     return full.relative_to(root.resolve()).as_posix() if full.is_relative_to(root.resolve()) else path.as_posix()
-
-
-def _measured_in(baseline: Measurement) -> str:
-    return "fidelity" if baseline.test.accuracy is None else "accuracy"
 
 
 def _speedup(baseline: Timing, variant: Timing) -> Ratio | None:

@@ -23,18 +23,21 @@ class Table:
 
 def variant_table(variants: Sequence[Entry], shipped: str | None = None) -> Table:
     """One row a variant: what it answers, weighs and takes, where latency is that of the first timing that ran."""
-    labelled = variants[0]["accuracy"] is not None
-    columns = ("variant", "accuracy [95 %]" if labelled else "fidelity", "drop", "zipped", "zip ratio")
+    columns = ("variant", _answers_column(variants[0]), "drop", "zipped", "zip ratio")
     number = main_latency(variants)
     mark = next((i for i, variant in enumerate(variants) if variant["name"] == shipped), None)
-    rows = tuple(_variant_row(variant, number) for variant in variants)
-    return Table((*columns, "p50", "p90", "p99", "speed-up", "sparsity"), rows, mark)
+    rows = tuple(_variant_row(variant, number, variant is variants[0]) for variant in variants)
+    return Table((*columns, "p50", "p90", "p99", "speed-up [95 %]", "sparsity"), rows, mark)
 
 
 def latency_table(variants: Sequence[Entry]) -> Table:
     """One row for each variant, provider and batch size, those that could not run too."""
     columns = ("variant", "provider", "batch", "threads", "p50", "p90", "p99", "mean", "first call", "calls")
-    rows = tuple(_latency_row(variant["name"], timing) for variant in variants for timing in variant["latency"])
+    rows = tuple(
+        _latency_row(variant["name"], timing, variant is variants[0])
+        for variant in variants
+        for timing in variant["latency"]
+    )
     return Table((*columns, "speed-up [95 %]", "status"), rows)
 
 
@@ -49,7 +52,7 @@ def verdict_sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
     baseline, shipped = report["variants"][0], variants[report["shipped"]]
     name, figure, samples = report["shipped"], verdict["measured_in"], fmt.count(report["data"]["test"])
     verb = "gains" if verdict["drop"] < 0 else "loses"
-    lost = f"{verb} {fmt.fraction(abs(verdict['drop']))} of {figure} on {samples} test samples"
+    lost = f"{verb} {fmt.fraction(abs(verdict['drop']))} of {figure} on {samples} test samples{_drop_clause(verdict)}"
     allowed = f"a drop of {fmt.fraction(verdict['max_drop'])} is allowed"
     if verdict["passed"]:
         first = f"Passed: {name} ships and {lost} ({allowed})."
@@ -64,7 +67,25 @@ def verdict_sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
         f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(zipped)} zipped, "
         f"{fmt.ratio(verdict['zip_ratio'])} smaller."
     )
-    return (first, sizes, *_latency_sentence(report, baseline, shipped), *sparsity_sentences(report["variants"]))
+    latency = _latency_sentence(report, baseline, shipped)
+    return (first, *_doubt(verdict), sizes, *latency, *sparsity_sentences(report["variants"]))
+
+
+def _drop_clause(verdict: Mapping[str, Any]) -> str:
+    """How sure the drop is; nothing where no interval was recorded."""
+    found = verdict.get("drop_interval")
+    if found is None:
+        return ""
+    nothing = "; no significant difference" if found["low"] <= 0 <= found["high"] else ""
+    return f" [95 %: {signed_interval(found)}{nothing}]"
+
+
+def _doubt(verdict: Mapping[str, Any]) -> tuple[str, ...]:
+    """A verdict that another test set might reverse says so."""
+    found, allowed = verdict.get("drop_interval"), verdict["max_drop"]
+    if found is None or not verdict["met"] or not found["low"] <= allowed < found["high"]:
+        return ()
+    return ("The interval of the drop holds the allowed drop: with other samples the verdict could differ.",)
 
 
 def _latency_sentence(report: Mapping[str, Any], baseline: Entry, shipped: Entry) -> tuple[str, ...]:
@@ -75,10 +96,11 @@ def _latency_sentence(report: Mapping[str, Any], baseline: Entry, shipped: Entry
     gain, where = ours["speedup"], f"({ours['provider']}, batch {ours['batch']}, threads {ours['threads']})"
     if shipped is baseline:
         return (f"p50 is {fmt.duration(ours['p50_ms'])} {where}.",)
-    return (
-        f"p50 went from {fmt.duration(theirs['p50_ms'])} to {fmt.duration(ours['p50_ms'])}, "
-        f"a speed-up of {fmt.ratio(gain['value'])} [{interval(gain)}] {where}.",
-    )
+    went = f"p50 went from {fmt.duration(theirs['p50_ms'])} to {fmt.duration(ours['p50_ms'])}"
+    told = f"{fmt.ratio(gain['value'])} [{interval(gain)}] {where}."
+    if not significant(gain):
+        return (f"{went}, no significant difference: {told}",)
+    return (f"{went}, a speed-up of {told}" if gain["value"] > 1 else f"{went}, which is slower: {told}",)
 
 
 def sparsity_sentences(variants: Sequence[Entry]) -> tuple[str, ...]:
@@ -124,35 +146,74 @@ def _latency_clause(ratio: Mapping[str, float] | None) -> str:
 
 def interval(value: Mapping[str, float]) -> str:
     """Low and high of an interval of ratios."""
-    return f"{fmt.ratio(value['low'])}–{fmt.ratio(value['high'])}"
+    return fmt.span(fmt.ratio(value["low"]), fmt.ratio(value["high"]))
 
 
-def _variant_row(variant: Entry, number: int | None) -> tuple[str, ...]:
+def signed_interval(value: Mapping[str, float]) -> str:
+    """Low and high of an interval of drops, which may be gains."""
+    return f"{fmt.fraction(value['low'])} to {fmt.fraction(value['high'])}"
+
+
+def significant(gain: Mapping[str, Any]) -> bool:
+    """Whether a speed-up differs from 1. Reports of before it was recorded: whether its interval leaves 1 out."""
+    recorded = gain.get("significant")
+    return not gain["low"] <= 1 <= gain["high"] if recorded is None else bool(recorded)
+
+
+def speedup_text(gain: Mapping[str, Any] | None, is_baseline: bool = False) -> str:
+    """A speed-up with its interval, and with that it is none where that is so."""
+    if gain is None:
+        return fmt.NOTHING
+    if is_baseline:
+        return fmt.ratio(1.0)
+    return f"{fmt.ratio(gain['value'])} [{interval(gain)}]{'' if significant(gain) else ', not significant'}"
+
+
+def answer_of(variant: Entry, measured_in: str) -> Mapping[str, Any]:
+    """What the run judges a variant by, on test: its value, and low and high, which are None for fidelity."""
+    if measured_in not in ("accuracy", "fidelity"):
+        return dict(variant["metric"])
+    if measured_in == "accuracy":
+        return dict(variant["accuracy"])
+    return {"value": variant["fidelity"], "low": None, "high": None}
+
+
+def answer_text(answer: Mapping[str, Any]) -> str:
+    """0.8912 [0.8849–0.8972]"""
+    value = fmt.fraction(answer["value"])
+    return value if answer["low"] is None else f"{value} [{fmt.fraction(answer['low'])}–{fmt.fraction(answer['high'])}]"
+
+
+def _judged_by(variant: Entry) -> str:
+    metric = variant.get("metric")
+    if metric is not None:
+        return str(metric["name"])
+    return "fidelity" if variant["accuracy"] is None else "accuracy"
+
+
+def _answers_column(baseline: Entry) -> str:
+    name = _judged_by(baseline)
+    return name if name == "fidelity" else f"{name} [95 %]"
+
+
+def _variant_row(variant: Entry, number: int | None, is_baseline: bool) -> tuple[str, ...]:
     timing = None if number is None else variant["latency"][number]
     percentiles = [fmt.duration(None if timing is None else timing[key]) for key in ("p50_ms", "p90_ms", "p99_ms")]
     gain = None if timing is None else timing["speedup"]
     return (
         variant["name"],
-        _answers(variant),
+        answer_text(answer_of(variant, _judged_by(variant))),
         fmt.fraction(variant["drop"]),
         fmt.size(variant["zip_bytes"]),
         fmt.ratio(variant["zip_ratio"]),
         *percentiles,
-        fmt.ratio(None if gain is None else gain["value"]),
+        speedup_text(gain, is_baseline),
         fmt.percent(variant["sparsity"]),
     )
 
 
-def _answers(variant: Entry) -> str:
-    accuracy = variant["accuracy"]
-    if accuracy is None:
-        return fmt.fraction(variant["fidelity"])
-    return f"{fmt.fraction(accuracy['value'])} [{fmt.fraction(accuracy['low'])}–{fmt.fraction(accuracy['high'])}]"
-
-
-def _latency_row(name: str, timing: Mapping[str, Any]) -> tuple[str, ...]:
+def _latency_row(name: str, timing: Mapping[str, Any], is_baseline: bool) -> tuple[str, ...]:
     keys = ("p50_ms", "p90_ms", "p99_ms", "mean_ms", "first_call_ms")
-    gain = timing["speedup"]
     return (
         name,
         timing["provider"].removesuffix("ExecutionProvider"),
@@ -160,6 +221,6 @@ def _latency_row(name: str, timing: Mapping[str, Any]) -> tuple[str, ...]:
         fmt.count(timing["threads"]),
         *(fmt.duration(timing[key]) for key in keys),
         fmt.count(timing["samples"]),
-        fmt.NOTHING if gain is None else f"{fmt.ratio(gain['value'])} [{interval(gain)}]",
+        speedup_text(timing["speedup"], is_baseline),
         timing["status"],
     )

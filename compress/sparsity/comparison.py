@@ -201,10 +201,9 @@ def compare(make_model: MakeModel, config: TrainConfig, context: Context, *, ide
         for name in ARMS if number % 2 == 0 else ARMS[::-1]:
             mark = _fingerprint(identity, data, seed, name, config)
             arm = _stored(context.directory, seed, name, mark)
+            context.progress("trainings", sum(map(len, arms.values())), 2 * config.seeds)
             if arm is None:
-                turn = f"{sum(map(len, arms.values())) + 1} of {2 * config.seeds}"
-                model = make_model(seed)
-                arm, trained = train_arm(model, name, seed, config, context, f"seed {seed} {name} ({turn})")
+                arm, trained = train_arm(make_model(seed), name, seed, config, context, f"seed {seed}, {name}")
                 _store(context.directory, arm, trained, mark)
             arms[name].append(arm)
         if arms["dense"][-1].started_from != arms["sparse"][-1].started_from:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from scipy import integrate, stats
 
 CONFIDENCE = 0.95
-Band = Literal["t", "wilson"]
+Band = Literal["t", "wilson", "none"]
+SHARES = ("accuracy", "fidelity")  # what lies within 0..1; a metric of the user's own may lie anywhere
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Run:
     method: str  # flat, lamp+finetune, …
     rate: float  # asked for: share 0 <= rate < 1 of the weights removed
     seed: int
-    value: float  # accuracy 0..1 (fidelity without labels)
+    value: float  # accuracy 0..1 (fidelity without labels, or the user's own metric)
     zeros: Mapping[str, int]  # parameter name -> weights that are zero
 
 
@@ -38,7 +39,7 @@ class Point:
     value: float  # mean over the seeds, 0..1
     low: float  # of the 95 % band
     high: float
-    band: Band  # t: of the mean over seeds; wilson: of one model over the samples
+    band: Band  # t: of the mean over seeds; wilson: of one model over the samples; none: one seed of a metric
     n: int  # samples
     seeds: tuple[int, ...]
     values: tuple[float, ...]  # one a seed
@@ -62,7 +63,7 @@ class Curves:
 
     dense: float  # what the model scores as it is, 0..1
     ceiling: float  # dense * (last rate - first rate): the area of a curve that loses nothing
-    measured_in: Literal["accuracy", "fidelity"]
+    measured_in: str  # accuracy, fidelity, or the metric's name
     split: str  # that the points are scored on
     n: int  # samples of it
     sizes: Mapping[str, int]  # parameter name -> weights, of all that could be removed
@@ -114,14 +115,14 @@ def summarise_runs(
     sizes: Mapping[str, int],
     samples: int,
     split: str,
-    measured_in: Literal["accuracy", "fidelity"],
+    measured_in: str,
     layers: Mapping[str, float],
 ) -> Curves:
     """Points and areas of ``runs``: the same two or more rates for every method."""
     curves: dict[str, dict[float, list[Run]]] = {}
     for run in runs:
         curves.setdefault(run.method, {}).setdefault(run.rate, []).append(run)
-    rates = sorted({run.rate for run in runs})
+    rates, share = sorted({run.rate for run in runs}), measured_in in SHARES
     return Curves(
         dense=dense,
         ceiling=dense * (rates[-1] - rates[0]),
@@ -130,16 +131,16 @@ def summarise_runs(
         n=samples,
         sizes=sizes,
         layers=layers,
-        points=tuple(_point(curve[rate], sizes, samples) for curve in curves.values() for rate in rates),
-        areas=tuple(_area(method, rates, [curve[rate] for rate in rates]) for method, curve in curves.items()),
+        points=tuple(_point(curve[rate], sizes, samples, share) for curve in curves.values() for rate in rates),
+        areas=tuple(_area(method, rates, [curve[rate] for rate in rates], share) for method, curve in curves.items()),
     )
 
 
-def _point(runs: Sequence[Run], sizes: Mapping[str, int], samples: int) -> Point:
+def _point(runs: Sequence[Run], sizes: Mapping[str, int], samples: int, share: bool) -> Point:
     """The runs of one method at one rate, one a seed."""
     values = tuple(run.value for run in runs)
     mean = statistics.fmean(values)
-    low, high = t_band(values) if len(values) > 1 else wilson_band(mean, samples)
+    low, high, band = _band(values, samples, share)
     weights = sum(sizes.values())
     zeros = min(sum(run.zeros.values()) for run in runs)
     return Point(
@@ -150,7 +151,7 @@ def _point(runs: Sequence[Run], sizes: Mapping[str, int], samples: int) -> Point
         value=mean,
         low=low,
         high=high,
-        band="t" if len(values) > 1 else "wilson",
+        band=band,
         n=samples,
         seeds=tuple(run.seed for run in runs),
         values=values,
@@ -158,22 +159,28 @@ def _point(runs: Sequence[Run], sizes: Mapping[str, int], samples: int) -> Point
     )
 
 
-def _area(method: str, rates: Sequence[float], points: Sequence[Sequence[Run]]) -> Area:
+def _band(values: Sequence[float], samples: int, share: bool) -> tuple[float, float, Band]:
+    if len(values) > 1:
+        return *t_band(values, share), "t"
+    return (*wilson_band(values[0], samples), "wilson") if share else (values[0], values[0], "none")
+
+
+def _area(method: str, rates: Sequence[float], points: Sequence[Sequence[Run]], share: bool) -> Area:
     """One area a seed: a point that was run once, since nothing in it is random, is part of every seed's curve."""
     seeds = max(len(runs) for runs in points)
     values = tuple(
         float(integrate.trapezoid([runs[min(seed, len(runs) - 1)].value for runs in points], rates))
         for seed in range(seeds)
     )
-    low, high = t_band(values) if seeds > 1 else (None, None)
+    low, high = t_band(values, share) if seeds > 1 else (None, None)
     return Area(method, statistics.fmean(values), low, high, values)
 
 
-def t_band(values: Sequence[float]) -> tuple[float, float]:
-    """95 % band of the mean of two or more values by Student's t, within 0..1."""
+def t_band(values: Sequence[float], share: bool = True) -> tuple[float, float]:
+    """95 % band of the mean of two or more values by Student's t; of a ``share`` within 0..1."""
     mean = statistics.fmean(values)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return max(0.0, mean - half), min(1.0, mean + half)
+    return (max(0.0, mean - half), min(1.0, mean + half)) if share else (mean - half, mean + half)
 
 
 def wilson_band(share: float, n: int) -> tuple[float, float]:

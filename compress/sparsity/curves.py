@@ -172,9 +172,18 @@ def suggest_layers(model: Model, config: CurveConfig, context: Context) -> dict[
         samples=config.samples,
         device=context.device,
         progress=context.progress,
+        metric=context.metric,
     )
     parameters = sparsifiable(model.module, config.keep)
-    suggestion = suggest(model, validation, found, config.budget, device=context.device, progress=context.progress)
+    suggestion = suggest(
+        model,
+        validation,
+        found,
+        config.budget,
+        device=context.device,
+        progress=context.progress,
+        metric=context.metric,
+    )
     shares = resolve_layers(parameters, suggestion.layers)
     return {name: max(LEAST_SUGGESTED, shares.get(name, 0.0)) for name in parameters}
 
@@ -221,7 +230,7 @@ def measure_curves(
         sizes=lab.sizes,
         samples=len(lab.split),
         split=config.split,
-        measured_in="accuracy" if lab.split.labelled else "fidelity",
+        measured_in=lab.measured_in,
         layers=config.layers,
     )
 
@@ -241,7 +250,8 @@ class _Lab:
         for method, rate, _ in config.wanted(context.seed):
             self._target(method, rate)  # a rate that cannot be reached is told before the first point
         self._reference = outputs_of(model, self.split, device=context.device)
-        self.dense = score(self._reference, self._reference).figure  # 0..1
+        whole = score(self._reference, self._reference, context.metric)
+        self.dense, self.measured_in = whole.figure, whole.measured_in
 
     def run(self, method: str, rate: float, seed: int, tell: Tell) -> Run:
         module = copy.deepcopy(self._model.module)
@@ -253,8 +263,10 @@ class _Lab:
         if sum(zeros.values()) < least:
             raise SparsityError(f"{method} at {rate}: {least:,} weights should be zero, {sum(zeros.values()):,} are.")
         masked = dataclasses.replace(self._model, module=module)
-        value = self.dense if rate == 0 else figure_of(masked, self.split, self._reference, self._context.device)
-        return Run(method, rate, seed, value, zeros)
+        return Run(method, rate, seed, self.dense if rate == 0 else self._figure(masked), zeros)
+
+    def _figure(self, model: Model) -> float:
+        return figure_of(model, self.split, self._reference, self._context.device, self._context.metric)
 
     def _remove(self, module: nn.Module, method: str, rate: float, seed: int, tell: Tell) -> None:
         ranking = METHODS[method.removesuffix(FINE_TUNED)]

@@ -67,6 +67,7 @@ class Search:
         self.came = sparsity_of(sparsifiable(model.module, config.keep))  # what was zero already stays so
         self.asked: float | None = None  # sparsity, where one or a number of bytes was asked for
         self.best: Sparse | None = None
+        self.drop = 0.0  # of the best
         self.failed: float | None = None  # the lowest sparsity that was outside the budget
         self.rounds: list[Round] = []
         self.notes: list[str] = []
@@ -76,8 +77,14 @@ class Search:
 
     def run(self) -> None:
         for number, target in enumerate(self._targets()):
+            self._tell(number)
             if not self._run_round(target, number):
-                return
+                break
+        self._tell(self.config.rounds)
+
+    def _tell(self, done: int) -> None:
+        best = f"best: {self.best.sparsity:.1%} zeros, {self.drop:+.4f} of {self.allowed:.4f} lost" if self.best else ""
+        self.context.progress("rounds of sparsify", done, self.config.rounds, best)
 
     def _targets(self) -> Iterator[Target]:
         """What each round aims at; looks at how the ones before it ended."""
@@ -230,7 +237,7 @@ class Search:
         sparser = reached > (self.came if self.best is None else self.best.sparsity)
         smaller = self.best is None or self.context.objective != "size" or predicted < self.best.zip_bytes
         if sparser and smaller:
-            self.best = Sparse(module, reached, predicted)
+            self.best, self.drop = Sparse(module, reached, predicted), outcome.drop
             return True
         # The reactive schedule found nothing more to remove, or what it removed saves no byte.
         self.notes.append(f"{reached:.2%} was reached at a drop of {outcome.drop:+.4f}, and is no gain over the best")

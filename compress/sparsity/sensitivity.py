@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from compress.data.splits import Batch, Split
 from compress.errors import MeasurementError, SparsityError
 from compress.measurement.accuracy import Outputs, outputs_of, score
+from compress.measurement.metrics import Metric
 from compress.sparsity.masks import apply_masks, make_masks, sparsifiable
 from compress.values import Model, Progress, silent
 
@@ -53,7 +54,7 @@ class Sensitivity:
     layers: tuple[LayerSensitivity, ...]  # in the order of the model's parameters
     baseline: float  # 0..1, on the same samples with every weight in place
     n: int  # samples
-    measured_in: Literal["accuracy", "fidelity"]  # fidelity where the samples have no labels
+    measured_in: str  # accuracy; fidelity where the samples have no labels; or the name of the user's own metric
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -98,6 +99,7 @@ def scan(
     samples: int = 1000,
     device: str = "cpu",
     progress: Progress = silent,
+    metric: Metric | None = None,
 ) -> Sensitivity:
     """Score the model with one layer at a time at each sparsity of ``rates``, its smallest weights gone.
 
@@ -107,7 +109,7 @@ def scan(
         SparsityError: a rate outside 0 <= rate < 1, no samples, or no weight to remove.
     """
     rates = _checked(rates, samples)
-    bench = _Bench(model, split, samples, keep, device)
+    bench = _Bench(model, split, samples, keep, device, metric)
     names = layer_names(tuple(bench.parameters))
     layers = []
     for number, (parameter, weight) in enumerate(bench.parameters.items()):
@@ -115,8 +117,7 @@ def scan(
         layers.append(LayerSensitivity(names[parameter], parameter, weight.numel(), bench.curve(weight, rates)))
         logger.info("sensitivity of %s: %s", names[parameter], layers[-1].accuracy)
     progress("sensitivity", len(names), len(names))
-    measured_in: Literal["accuracy", "fidelity"] = "accuracy" if bench.labelled else "fidelity"
-    return Sensitivity(rates, tuple(layers), bench.baseline, bench.n, measured_in)
+    return Sensitivity(rates, tuple(layers), bench.baseline, bench.n, bench.measured_in)
 
 
 def suggest(
@@ -127,6 +128,7 @@ def suggest(
     *,
     device: str = "cpu",
     progress: Progress = silent,
+    metric: Metric | None = None,
 ) -> Suggestion:
     """The sparsity of each layer whose joint drop, measured on the samples of the scan, is within ``budget``.
 
@@ -141,7 +143,7 @@ def suggest(
     """
     if not 0 <= budget <= 1:
         raise SparsityError(f"a drop budget of {budget} is not a fraction within 0..1 (one point is 0.01).")
-    bench = _Bench(model, split, sensitivity.n, (), device)
+    bench = _Bench(model, split, sensitivity.n, (), device, metric)
     found = {layer.parameter: layer.weights for layer in sensitivity.layers}
     if any(name not in bench.parameters or bench.parameters[name].numel() != n for name, n in found.items()):
         raise SparsityError("the scan is of another model: its layers are not those of this one. Scan this model.")
@@ -149,9 +151,9 @@ def suggest(
     trials.search_drop()
     for layer in sorted(sensitivity.layers, key=lambda layer: layer.weights, reverse=True):
         trials.raise_one(layer)
-    removed = sum(trials.chosen[layer.parameter] * layer.weights for layer in sensitivity.layers)
+    progress("suggested sparsity", trials.most, trials.most)
     named = {layer.name: trials.chosen[layer.parameter] for layer in sensitivity.layers}
-    return Suggestion(named, removed / sum(found.values()), trials.drop, budget)
+    return Suggestion(named, trials.removed, trials.drop, budget)
 
 
 class _Trials:
@@ -159,7 +161,7 @@ class _Trials:
 
     def __init__(self, bench: _Bench, sensitivity: Sensitivity, budget: float, progress: Progress) -> None:
         self._bench, self._sensitivity, self._budget, self._progress = bench, sensitivity, budget, progress
-        self._done, self._most = 0, 1 + HALVINGS + (1 + RAISES) * len(sensitivity.layers)
+        self._done, self.most = 0, 1 + HALVINGS + (1 + RAISES) * len(sensitivity.layers)
         self.chosen = _candidate(sensitivity, 0.0, budget)  # nothing is removed, and nothing lost
         self.drop = 0.0
 
@@ -191,11 +193,18 @@ class _Trials:
     def _within(self, layers: dict[str, float]) -> bool:
         drop = self._bench.drop(layers)
         self._done += 1
-        self._progress("suggested sparsity", min(self._done, self._most), self._most, f"drop {drop:+.4f}")
-        if drop > self._budget + 1e-9:
-            return False
-        self.chosen, self.drop = layers, drop
-        return True
+        within = drop <= self._budget + 1e-9
+        if within:
+            self.chosen, self.drop = layers, drop
+        best = f"best: {self.removed:.1%} zeros, {self.drop:+.4f} of {self._budget:.4f} lost"
+        self._progress("suggested sparsity", min(self._done, self.most), self.most, best)
+        return within
+
+    @property
+    def removed(self) -> float:
+        """The share of all weights that the best dictionary takes."""
+        layers = self._sensitivity.layers
+        return sum(self.chosen[one.parameter] * one.weights for one in layers) / sum(one.weights for one in layers)
 
 
 def sparse_copy(module: nn.Module, layers: Mapping[str, float]) -> nn.Module:
@@ -260,16 +269,18 @@ def _checked(rates: Sequence[float], samples: int) -> tuple[float, ...]:
 class _Bench:
     """One copy of the model and the samples that every candidate answers."""
 
-    def __init__(self, model: Model, split: Split, samples: int, keep: tuple[str, ...], device: str) -> None:
+    def __init__(
+        self, model: Model, split: Split, samples: int, keep: tuple[str, ...], device: str, metric: Metric | None
+    ) -> None:
         self._model = dataclasses.replace(model, module=copy.deepcopy(model.module).to(device).eval())
-        self._split = _held(split, samples)
-        self._device = device
+        self._split = held(split, samples)
+        self._device, self._metric = device, metric
         self.parameters = sparsifiable(self._model.module, keep)
         if not self.parameters:
             raise SparsityError("the model has no weight with two or more axes: there is nothing to scan.")
         self._reference = outputs_of(self._model, self._split, device=device)
-        self.n, self.labelled = len(self._split), self._reference.labels is not None
-        self.baseline = score(self._reference, self._reference).figure
+        whole = score(self._reference, self._reference, metric)
+        self.n, self.baseline, self.measured_in = len(self._split), whole.figure, whole.measured_in
 
     @torch.no_grad()
     def curve(self, weight: nn.Parameter, rates: Sequence[float]) -> tuple[float, ...]:
@@ -301,24 +312,31 @@ class _Bench:
         return self.baseline - accuracy
 
     def _accuracy(self) -> float:
-        return figure_of(self._model, self._split, self._reference, self._device)
+        return figure_of(self._model, self._split, self._reference, self._device, self._metric)
 
 
-def figure_of(model: Model, split: Split, reference: Outputs, device: str = "cpu") -> float:
-    """Accuracy 0..1 (fidelity without labels) of a model whose weights became zero; 0 where an answer is not finite.
+def figure_of(
+    model: Model, split: Split, reference: Outputs, device: str = "cpu", metric: Metric | None = None
+) -> float:
+    """Accuracy 0..1 (fidelity without labels, or the metric) of a model whose weights became zero.
+
+    Where an answer is not finite it is 0; a metric is told that all of the outputs are 0.
 
     Args:
         reference: Answers of the model with its weights in place.
     """
     try:
-        return score(outputs_of(model, split, device=device), reference).figure
+        outputs = outputs_of(model, split, device=device)
     except MeasurementError as error:
         # The whole model could be scored, so the zeros did it: an answer that is not finite is a wrong one.
         logger.info("counted as all wrong: %s", error)
-        return 0.0
+        if metric is None:
+            return 0.0
+        outputs = dataclasses.replace(reference, values=np.zeros_like(reference.values))
+    return score(outputs, reference, metric).figure
 
 
-def _held(split: Split, samples: int) -> Split:
+def held(split: Split, samples: int) -> Split:
     """Evenly spaced samples, since a split may be sorted by class, fetched once and held in memory."""
     if not len(split):
         raise SparsityError(f"the {split.name} split is empty; at least one sample is needed.")

@@ -33,7 +33,7 @@ class Recovery:
             copy.deepcopy(original.module), data.train, device=context.device, progress=context.progress
         )
         self._reference = outputs_of(original, data.validation)
-        self._baseline = score(self._reference, self._reference)
+        self._baseline = score(self._reference, self._reference, context.metric)
 
     def train(
         self,
@@ -63,6 +63,7 @@ class Recovery:
         return plan_steps(self._data.train, self._config, epochs, min_steps)
 
     def drop(self, module: nn.Module) -> float:
-        """Accuracy (fidelity without labels) on validation that ``module`` loses against the original."""
-        outputs = outputs_of(dataclasses.replace(self._original, module=module), self._data.validation)
-        return drop(score(outputs, self._reference), self._baseline)
+        """What ``module`` loses on validation against the original: see `compress.measurement.drop`."""
+        model = dataclasses.replace(self._original, module=module)
+        outputs = outputs_of(model, self._data.validation, progress=self._context.progress)
+        return drop(score(outputs, self._reference, self._context.metric), self._baseline)
