@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: 5ms, 800us, 1.5MB, 64KiB. Imports nothing heavy."""
+"""Durations and sizes as people write them: 5ms, 800us, 1.5MB, 64KiB; and signs. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ def whole_bytes(value: object) -> int:
         ValueError: it is no size, or below 0.
     """
     return round(_read(value, BYTES, "a size", "1MB (10^6), 1MiB (2^20) or 800KB (a bare number is bytes)"))
+
+
+def signed(number: float, form: str = ".4f") -> str:
+    """A change, with its sign: +0.0012, −0.0012 (the true minus, U+2212); what rounds to nothing has none: 0.0000."""
+    text = format(abs(number), form)
+    sign = "" if not any(digit in text for digit in "123456789") else "−" if number < 0 else "+"
+    return f"{sign}{text}"
 
 
 def _read(value: object, units: Mapping[str, float], what: str, such_as: str) -> float:

@@ -18,7 +18,7 @@ from torch import nn
 from tests.conftest import Call, Outcome, tiny_cnn
 
 FAST = (
-    *("--set", "benchmark.seconds=0.05", "--set", "preprocess.calibration=64"),
+    *("--set", "benchmark.seconds=0.05", "--set", "benchmark.launches=1", "--set", "preprocess.calibration=64"),
     *("--set", "quantize.compact=no", "--set", "quantize.types=u8s8"),  # the others have tests of their own
 )
 
@@ -287,7 +287,9 @@ def test_the_stages_work_alone(call: Call, tmp_path: Path, model_file: Path, dig
     assert "p50" in outcome.out
     outcome = call("benchmark", "sparse.onnx", "int8/int8.onnx", *data, "--json", *FAST)
     measured = json.loads(outcome.out)
-    assert [len(m["latency"][0]["samples_ms"]) for m in measured["measurements"]] == [50, 50]
+    for measurement in measured["measurements"]:
+        timing = measurement["latency"][0]
+        assert len(timing["samples_ms"]) == timing["samples"] >= 50
     assert [v["name"] for v in measured["variants"]] == ["sparse", "int8"]
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -131,7 +131,13 @@ def test_what_is_kept_is_read_back_and_the_same_bytes_each_time(
 
 def test_a_file_of_answers_that_is_broken_is_told(tmp_path: Path) -> None:
     (tmp_path / "answers.npz").write_bytes(b"PK\x03\x04 no")
-    for name in ("answers.npz", "missing.npz"):
+    with (tmp_path / "other.npz").open("wb") as stream:  # an array, and no archive of arrays
+        np.save(stream, np.zeros(3))
+    np.savez_compressed(tmp_path / "damaged.npz", **{"top1/a": np.arange(1000)})
+    content = bytearray((tmp_path / "damaged.npz").read_bytes())
+    content[100:110] = b"\xff" * 10
+    (tmp_path / "damaged.npz").write_bytes(content)
+    for name in ("answers.npz", "missing.npz", "other.npz", "damaged.npz"):
         with pytest.raises(MeasurementError, match=name):
             load_answers(tmp_path / name)
 

@@ -122,6 +122,20 @@ def test_where_the_cpu_is_not_measured_there_is_no_limit(tmp_path: Path) -> None
     assert base.limit is None
 
 
+def test_the_limit_is_of_a_latency_with_as_many_threads_as_the_ceilings(tmp_path: Path) -> None:
+    class TwoAtLeast(Worker):
+        def open(
+            self, path: str, provider: str, threads: int, feeds: Mapping[str, NDArray[Any]]
+        ) -> tuple[float, float]:
+            if threads == 1:
+                raise MeasurementError("no")
+            return super().open(path, provider, threads, feeds)
+
+    base, _ = measure(tmp_path, data(), replace(QUICK, threads=(1, 2)), launch=TwoAtLeast)
+    assert [timing.status for timing in base.latency] == ["no", "ok"]
+    assert base.limit is None
+
+
 def test_the_sessions_that_are_timed_get_real_samples_in_the_batch_asked_for(tmp_path: Path) -> None:
     shapes = set()
 

@@ -108,6 +108,19 @@ def test_load_and_first_call_stand_apart_from_the_samples() -> None:
     assert found.peak_bytes is None or found.peak_bytes > 0
 
 
+def test_no_model_is_loaded_before_all_processes_of_the_launch_are_there() -> None:
+    asked: list[str] = []
+
+    class Listed(Bench):
+        def ask(self, request: str, *arguments: Any, limit_s: float = 0.0) -> Any:
+            asked.append(request)
+            return super().ask(request, *arguments)
+
+    machine = Machine()
+    time_together(jobs("2ms", "3ms", "4ms"), replace(PLAN, launches=1), lambda: Listed(machine))
+    assert asked[:6] == ["start"] * 3 + ["open"] * 3
+
+
 def test_in_each_round_every_variant_has_one_block_in_changing_order() -> None:
     machine = Machine()
     time_together(jobs("2ms", "2ms-b"), Plan(seconds=0.2, rounds=20, min_samples=1, launches=1), machine.launch)
@@ -139,10 +152,28 @@ def test_one_that_fails_says_why_and_the_others_go_on() -> None:
     assert [name for name, _ in machine.opened].count("fails") == 1  # not tried again
 
 
+def test_one_whose_nodes_run_elsewhere_is_refused_after_its_first_launch_and_asked_once() -> None:
+    machine = Machine()
+    placed: list[str] = []
+
+    class Placed(Bench):
+        def place(self) -> dict[str, Any]:
+            placed.append(self._asked[0].stem)
+            if placed[-1] == "3ms":
+                raise MeasurementError("runs none of this model's nodes")
+            return super().place()
+
+    base, refused = time_together(jobs("2ms", "3ms"), PLAN, lambda: Placed(machine))
+    assert (refused.status, refused.p50_ms, refused.placement) == ("runs none of this model's nodes", None, None)
+    assert (base.status, base.launches) == ("ok", 3)
+    assert machine.opened == [("2ms", 1), ("3ms", 1), ("2ms", 1), ("2ms", 1)]
+    assert placed == ["2ms", "3ms"]
+
+
 class Dying(Bench):
     """Its process goes after some requests."""
 
-    left = 9
+    left = 11
 
     def ask(self, request: str, *arguments: Any, limit_s: float = 0.0) -> Any:
         Dying.left -= 1
@@ -209,6 +240,22 @@ def test_there_is_a_timing_for_each_provider_number_of_threads_and_batch_size(tm
     assert told[-1] == "timing cpu, 2 threads, batch 3"
 
 
+def test_samples_are_read_once_for_all_that_take_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    given = data()
+    plain = type(given.calibration).batches
+
+    def batches(split: Any, size: int) -> Any:
+        read.append(size)
+        return plain(split, size)
+
+    monkeypatch.setattr(type(given.calibration), "batches", batches)
+    config = BenchmarkConfig(batches=(1, 3), threads=(1, 2), seconds=0.01, min_samples=2, rounds=2, launches=1)
+    variants = [Variant(name, "test", write_linear(tmp_path / f"{name}.onnx")) for name in ("2ms", "3ms", "4ms")]
+    measure(variants, given, config, Context(given, tmp_path), Machine().launch)
+    assert read == [1, 3]
+
+
 # With real processes
 
 
@@ -245,10 +292,11 @@ ANSWERS = "import pickle, sys\npickle.load(sys.stdin.buffer)\n"
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"was ended by SIGSEGV during 'open'"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"was ended by SIGSEGV during 'start'"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", r"SIGKILL \(the system does so where memory runs"),
-        ("import sys; sys.exit('no such library\\nlibx.so')", r"ended with status 1 during 'open': libx.so"),
+        ("import sys; sys.exit('no such library\\nlibx.so')", r"ended with status 1 during 'start': libx.so"),
         (ANSWERS + "print('hello', flush=True); sys.stdin.read()", "answered what cannot be read"),
+        ("print('cos\\nnothing_of_this_name\\n.', flush=True); import sys; sys.stdin.read()", "what cannot be read"),
         (ANSWERS + "pickle.dump((False, 'no GPU'), sys.stdout.buffer)", "^no GPU$"),
     ],
 )
@@ -286,6 +334,14 @@ def test_a_worker_ends_when_its_parent_does() -> None:
     while Path(f"/proc/{done.stdout.strip()}/exe").exists() and time.perf_counter() < ended:
         time.sleep(0.05)
     assert not Path(f"/proc/{done.stdout.strip()}/exe").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="the system has no such order")
+def test_where_memory_runs_out_a_worker_goes_before_its_parent() -> None:
+    process = Process()
+    process.ask("start")
+    assert Path(f"/proc/{process._process.pid}/oom_score_adj").read_text().strip() == "1000"
+    process.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen on this system")

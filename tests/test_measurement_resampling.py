@@ -74,6 +74,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say_where_launches_differ(lau
     assert covered(5, launch_spread) >= 0.95 - 2 * np.sqrt(0.95 * 0.05 / 200)
 
 
+@pytest.mark.parametrize("launches", [2, 3, 4])
+def test_intervals_of_few_launches_hold_it_too(launches: int) -> None:
+    assert covered(launches, 0.05) >= 0.95 - 2 * np.sqrt(0.95 * 0.05 / 200)
+
+
 def test_rounds_alone_would_not_hold_it() -> None:
     generator, hits = np.random.default_rng(0), 0
     for run in range(100):

@@ -20,6 +20,7 @@ from compress.cli.options import (
     result_options,
 )
 from compress.cli.parameters import OneOf
+from compress.units import signed
 
 # Options of this command that are fields of the recipe's [prune].
 FIELDS = ("ratio", "speedup", "macs", "parameters", "importance", "round_to", "keep", "rounds", "epochs")
@@ -104,7 +105,7 @@ def _show_rounds(rounds: Sequence[Mapping[str, Any]]) -> None:
                 f"{r['left']:.1%}",
                 f"{r['macs']:,}",
                 f"{r['parameters']:,}",
-                f"{r['drop']:+.4f}",
+                signed(r["drop"]),
                 "yes" if r["within"] else "no",
             )
             for n, r in enumerate(rounds, 1)

@@ -8,8 +8,7 @@ from pathlib import Path
 from compress.cli.console import emit, say, show_table
 from compress.measurement import Measurement
 from compress.reporting import Report, latency_table, variant_entries, variant_table, verdict_sentences
-from compress.reporting.html_tables import size_table
-from compress.reporting.tables import limit_table
+from compress.reporting.tables import absences, limit_table, size_table
 from compress.values import StageRecord
 
 NOT_MET = 3
@@ -25,9 +24,8 @@ def show_report(report: Report, out: Path, as_json: bool = False) -> int:
         say(line)
     table = variant_table(plain["variants"], plain["shipped"])
     show_table(table.columns, table.rows, table.mark)
-    absent = {(t["provider"], t["status"]) for v in plain["variants"] for t in v["latency"] if t["status"] != "ok"}
-    for provider, status in sorted(absent):
-        say(f"{provider}: {status}")
+    for line in absences(plain):
+        say(line)
     say("")
     for sentence in verdict_sentences(plain):
         say(sentence)

@@ -20,6 +20,7 @@ from compress.cli.options import (
     result_options,
 )
 from compress.cli.parameters import OneOf, Shares
+from compress.units import signed
 
 # Options of this command that are fields of the recipe's [sparsify] and have no short name there.
 FIELDS = ("layers", "pattern", "zip_bytes", "schedule", "score", "scope")
@@ -91,7 +92,7 @@ def _show_rounds(rounds: Sequence[Mapping[str, Any]]) -> None:
     show_table(
         ("round", "sparsity", "drop on validation", "within the budget"),
         [
-            (str(n), f"{r['sparsity']:.2%}", f"{r['drop']:+.4f}", "yes" if r["within"] else "no")
+            (str(n), f"{r['sparsity']:.2%}", signed(r["drop"]), "yes" if r["within"] else "no")
             for n, r in enumerate(rounds, 1)
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,7 +131,7 @@ def load_answers(path: Path) -> Kept:
         with path.open("rb") as stream:  # numpy leaves a file open whose zip directory it cannot read
             stored = np.load(stream, allow_pickle=False)
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise MeasurementError(f"{path} cannot be read ({error}). `compress benchmark` writes it anew.") from error
     labels = arrays.get(_LABELS)
     return Kept(

@@ -91,11 +91,11 @@ def measure(
         For each variant its timings: one for each provider, number of threads and batch size, in that nesting.
     """
     counts = config.thread_counts
+    jobs = {batch: _jobs(variants, data, batch, context.seed) for batch in config.batches}
     columns = []
     for provider in config.providers:
         for count in counts:
             for batch in config.batches:
-                jobs = [_job(variant, data, batch, context.seed) for variant in variants]
                 label = f"timing {provider}, {f'{count} threads, ' if len(counts) > 1 else ''}batch {batch}"
                 plan = Plan(
                     provider=provider,
@@ -108,16 +108,20 @@ def measure(
                     energy=config.energy,
                     seed=context.seed,
                 )
-                columns.append(time_together(jobs, plan, launch, context.progress, label))
+                columns.append(time_together(jobs[batch], plan, launch, context.progress, label))
     return list(zip(*columns, strict=True))
 
 
-def _job(variant: Variant, data: Data, batch: int, seed: int) -> Job:
+def _jobs(variants: Sequence[Variant], data: Data, batch: int, seed: int) -> list[Job]:
+    """One a variant; the samples are read once for all that take the same inputs."""
     from compress.data.examples import examples
     from compress.measurement.accuracy import feeds
 
-    specs = variant.onnx.inputs
-    return Job(variant.onnx.path.resolve(), feeds(specs, examples(specs, data, batch, seed)))
+    given = {
+        specs: feeds(specs, examples(specs, data, batch, seed))
+        for specs in dict.fromkeys(variant.onnx.inputs for variant in variants)
+    }
+    return [Job(variant.onnx.path.resolve(), given[variant.onnx.inputs]) for variant in variants]
 
 
 def time_together(
@@ -136,6 +140,8 @@ def time_together(
             for lane in lanes:  # all are started at once, to import side by side
                 stack.callback(lane.close)
                 lane.attempt(partial(lane.start, launch))
+            for lane in lanes:  # what the first does would be timed beside the imports of the others
+                lane.attempt(lane.wait)
             for lane in lanes:
                 lane.attempt(lane.open)
             core: list[int] = []  # where all stay in this launch, once the first has chosen
@@ -148,7 +154,9 @@ def time_together(
                     lanes[index].attempt(lanes[index].round)
                 progress(label, number * plan.rounds_each + done + 1, plan.launches * plan.rounds_each)
             for lane in lanes:
-                lane.attempt(partial(lane.finish, power, number == plan.launches - 1))
+                lane.attempt(lane.look)
+            for lane in lanes if power is not None and number == plan.launches - 1 else ():
+                lane.attempt(partial(lane.take_energy, power))
     return [lane.timing() for lane in lanes]
 
 
@@ -187,6 +195,10 @@ class _Lane:
     def start(self, launch: Launch) -> None:
         self._bench = launch()
 
+    def wait(self) -> None:
+        """Until the process is there."""
+        self._ask("start")
+
     def open(self) -> None:
         """Make the session and call it for the first time."""
         plan = self._plan
@@ -217,26 +229,25 @@ class _Lane:
         """One block of calls."""
         self._rounds.append(self._ask("block", self._block, expected_s=self._block * self._median_ns / 1e9))
 
-    def finish(self, power: Meter | None, last: bool) -> None:
-        """What disturbs latencies or takes memory comes after them: the energy, and where the nodes run."""
+    def look(self) -> None:
+        """The memory that was taken; then, once, where the nodes run, which takes more.
+
+        A provider that leaves nodes to another is refused here: after the first launch, and not after all.
+        """
         peak = self._ask("peak")
         if peak is not None:
             self._peaks.append(peak)
-        if not last:
-            return
-        if power is not None:
-            self._found["energy_mj"] = self._energy_mj(power)
-        self._found["placement"] = self._ask("place")
+        if "placement" not in self._found:
+            self._found["placement"] = self._ask("place")
 
-    def _energy_mj(self, power: Meter) -> float | None:
-        """Of one sample; None where the meter failed after all."""
+    def take_energy(self, power: Meter) -> None:
+        """Of one sample; nothing where the meter failed after all."""
         try:
             power.start()
             calls: int = self._ask("run_for", self._plan.seconds, expected_s=self._plan.seconds)
-            return power.stop() / (calls * self._plan.batch)
+            self._found["energy_mj"] = power.stop() / (calls * self._plan.batch)
         except MeasurementError as error:
             logger.warning("energy of %s: %s", self._job.path.name, error)
-            return None
 
     def timing(self) -> Timing:
         """What was found."""

@@ -59,7 +59,7 @@ class Process:
             pickle.dump((request, arguments), self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
             self._process.stdin.flush()
             done, answer = pickle.load(self._process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # pickle may raise anything on bytes that are none of its own
             raise MeasurementError(self._end(request, limit_s)) from error
         finally:
             timer.cancel()

@@ -5,7 +5,8 @@ launches are drawn, and within each drawn one whole rounds (a two-stage bootstra
 methods and their application", 3.8), as timings ask for (Kalibera and Jones 2013, "Rigorous benchmarking in reasonable
 time"). Launches are few, and a plain percentile interval of few is too narrow: its ends are moved out by as much as a t
 interval is wider than a normal one (the expanded percentile interval of Hesterberg 2015, "What teachers should know
-about the bootstrap").
+about the bootstrap"). No draw goes beyond the launches that there are, and of two or three these hold the truth too
+seldom, however far the ends are moved: there it is a t interval with the bootstrap's standard error, of logarithms.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+
+_FEWEST = 4  # to whose range an interval may keep: of three it held the truth in 92 % of 300 trials, of two in 75 %
 
 
 def draw(launches: int, rounds: int, seed: int = 0, resamples: int = RESAMPLES) -> NDArray[np.int64]:
@@ -68,16 +71,21 @@ def _places(rank: int, before: NDArray[np.int32], counts: NDArray[np.int64]) -> 
 
 
 def interval(found: NDArray[np.float64], independent: int) -> tuple[float, float]:
-    """The expanded percentile interval of what the resamples gave.
+    """The expanded percentile interval of what the resamples gave; of two or three launches a t interval.
 
     Args:
-        found: (resamples,)
+        found: (resamples,) above 0.
         independent: What was drawn, launches or rounds: how many there are; of a single one the two ends are all there
             is to say.
     """
     if independent < 2:
         return float(found.min()), float(found.max())
     t = stats.t.ppf((1 + CONFIDENCE) / 2, independent - 1)
-    tail = float(stats.norm.cdf(-t * sqrt(independent / (independent - 1))))
+    wider = t * sqrt(independent / (independent - 1))
+    if independent < _FEWEST:
+        logs = np.log(found)
+        low, high = np.exp(logs.mean() + wider * logs.std() * np.array([-1, 1]))
+        return float(low), float(high)
+    tail = float(stats.norm.cdf(-wider))
     low, high = np.quantile(found, (tail, 1 - tail))
     return float(low), float(high)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from compress.errors import MeasurementError
+from compress.units import signed
 
 ALPHA = 0.05  # of every decision
 CONFIDENCE = 1 - ALPHA
@@ -87,7 +88,7 @@ def paired_tests(reference: Sequence[float], changed: Sequence[float], margin: f
         reason = "one seed has no spread: give at least two, better five"
         return SeedTests(n, margin, mean, None, None, None, None, None, None, reason)
     if np.ptp(drops) < EQUAL:
-        reason = f"the drop is {mean:+.4f} for each of {n} seeds: without any spread there is no t-test"
+        reason = f"the drop is {signed(mean)} for each of {n} seeds: without any spread there is no t-test"
         return SeedTests(n, margin, mean, 0.0, None, None, None, None, None, reason)
     paired = stats.ttest_rel(reference, changed)
     interval = paired.confidence_interval(CONFIDENCE)
@@ -139,10 +140,10 @@ def mcnemar_pooled(reference: Right, changed: Right) -> McNemar:
 
 def decide(tests: SeedTests) -> Verdict:
     """One sentence on the tests over seeds: their unit is the training run, which is what is to be judged."""
-    drop = f"mean drop {tests.mean:+.4f}"
-    if tests.p_different is None or tests.p_no_worse is None:
+    drop = f"mean drop {signed(tests.mean)}"
+    if tests.p_different is None or tests.p_no_worse is None or tests.low is None or tests.high is None:
         return Verdict("undecided", f"Not decided: {tests.reason} ({drop}).")
-    found = f"{drop}, 95 % interval {tests.low:+.4f} to {tests.high:+.4f}, n={tests.n}"
+    found = f"{drop}, 95 % interval {signed(tests.low)} to {signed(tests.high)}, n={tests.n}"
     differs, below = p_text(tests.p_different), p_text(tests.p_no_worse)
     lost = tests.p_different < ALPHA and tests.mean > 0
     within = tests.p_no_worse < ALPHA

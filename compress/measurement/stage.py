@@ -224,7 +224,8 @@ def _measurement(
 
     path, inputs = variant.onnx.path, variant.onnx.inputs
     name = PROVIDERS["cpu"].label
-    timed = next((t for t in timings if t.provider == name and t.p50_ms is not None), None)
+    threads = None if machine is None else machine.threads
+    timed = next((t for t in timings if (t.provider, t.threads) == (name, threads) and t.p50_ms is not None), None)
     return Measurement(
         variant=variant,
         counts=count(path, inputs),

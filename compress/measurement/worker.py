@@ -7,6 +7,7 @@ who writes to it. Whatever libraries print goes to standard error.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
@@ -27,6 +28,7 @@ from compress.measurement.sessions import Factory, bind, open_session
 from compress.measurement.turns import MS, Call, Clock, awake, time_calls, warm_up
 
 _STATUS = Path("/proc/self/status")
+_FIRST_TO_GO = Path("/proc/self/oom_score_adj")
 _STAT = Path("/proc/self/stat")
 _CORE = 36  # the field of the core that the process is on, counted from behind its name
 
@@ -52,6 +54,7 @@ class Worker:
             MeasurementError: it cannot be done; the message is one line.
         """
         methods: dict[str, Callable[..., Any]] = {
+            "start": self.start,
             "open": self.open,
             "pin": self.pin,
             "warm": self.warm,
@@ -67,6 +70,9 @@ class Worker:
         except Exception as error:  # onnxruntime's errors have no common base of their own
             lines = str(error).strip().splitlines()
             raise MeasurementError(f"{request} failed: {lines[0] if lines else type(error).__name__}") from error
+
+    def start(self) -> None:
+        """Answered once everything is imported."""
 
     def open(self, path: str, provider: str, threads: int, feeds: Mapping[str, NDArray[Any]]) -> tuple[float, float]:
         """Make the session and call it once; return the milliseconds of both."""
@@ -126,6 +132,8 @@ class Worker:
 def main() -> None:
     """Answer requests until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
+    with contextlib.suppress(OSError):  # Linux: where memory runs out this process goes, not the one that tells of it
+        _FIRST_TO_GO.write_text("1000")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     gc.disable()

@@ -33,6 +33,7 @@ from compress.pruning.pruned import (
 )
 from compress.pruning.values import Kept
 from compress.training import FineTuneConfig, Recovery, reestimate
+from compress.units import signed
 from compress.values import Context, Model, StageRecord
 
 logger = logging.getLogger(__name__)
@@ -245,7 +246,7 @@ class _Search:
         """How far the search is, and its best so far."""
         counted, best = self.config.goal[0], ""
         if self.best is not None:
-            best = f"best: {self.best.left:.0%} of the {counted}, {self.drop:+.4f} of {self.allowed:.4f} lost"
+            best = f"best: {self.best.left:.0%} of the {counted}, {signed(self.drop)} of {self.allowed:.4f} lost"
         self.context.progress("rounds of prune", done, self.config.rounds, best)
 
     def _fail(self, left: float) -> None:
@@ -269,7 +270,7 @@ class _Search:
         return (
             f"{parameters:,} of {full_parameters:,} parameters and {macs:,} of {full_macs:,} multiply-accumulates left",
             f"drops on validation, {self.allowed:.4f} allowed: "
-            + ", ".join(f"{r.drop:+.4f} at {r.left:.1%} of the {self.config.goal[0]}" for r in self.rounds),
+            + ", ".join(f"{signed(r.drop)} at {r.left:.1%} of the {self.config.goal[0]}" for r in self.rounds),
         )
 
     # -- one candidate -----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import onnx
 
 from compress.errors import QuantizationError
 from compress.quantization.judge import Judge
+from compress.units import signed
 from compress.values import Progress, silent
 
 Build = Callable[[tuple[str, ...]], tuple[onnx.ModelProto, bytes]]  # layers that stay float -> graph and file
@@ -66,7 +67,7 @@ def return_to_float(
         trials[count] = Step(count, judge.drop(data), p50, float_p50, len(data)), proto
         within = [tried for tried, (step, _) in trials.items() if step.drop <= budget]
         best = f"best: {min(within)} layers in float are enough, " if within else ""
-        progress("layers back to float", count, len(order), f"{best}drop {trials[count][0].drop:+.4f} with {count}")
+        progress("layers back to float", count, len(order), f"{best}drop {signed(trials[count][0].drop)} with {count}")
         return trials[count][0].drop <= budget
 
     low, high = -1, None  # ``low`` layers are too few, ``high`` are enough

@@ -39,7 +39,7 @@ def seed_table(report: Report) -> Table:
             str(dense["seed"]),
             _accuracy(dense["test"]),
             _accuracy(sparse["test"]),
-            f"{dense['test']['value'] - sparse['test']['value']:+.4f}",
+            fmt.signed(dense["test"]["value"] - sparse["test"]["value"]),
             fmt.count(test["only_reference"]),
             fmt.count(test["only_changed"]),
             p_text(test["p"]),
@@ -55,9 +55,9 @@ def tests_table(report: Report) -> Table:
     """The tests, each with the hypothesis that a small p rejects."""
     tests, pooled = report["tests"], report["mcnemar_pooled"]
     margin, seeds = f"{tests['margin']:g}", f"{tests['n']} seed{'s' if tests['n'] != 1 else ''}"
-    found = f"{tests['mean']:+.4f}"
+    found = fmt.signed(tests["mean"])
     if tests["low"] is not None:
-        found += f" [{tests['low']:+.4f} to {tests['high']:+.4f}]"
+        found += f" [{fmt.signed(tests['low'])} to {fmt.signed(tests['high'])}]"
     votes = f"{pooled['only_reference']} and {pooled['only_changed']} samples"
     rows = (
         (f"paired t-test, {seeds}", "the mean drop is 0", found, p_text(tests["p_different"])),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from compress.units import signed as signed
+
 NOTHING = "–"  # where there is no number
 
 
@@ -44,8 +46,12 @@ def fraction(value: float | None) -> str:
     """An accuracy, a fidelity or a drop: 0.8912."""
     if value is None:
         return NOTHING
-    text = f"{value:.4f}"
-    return "0.0000" if text == "-0.0000" else text
+    return signed(value).removeprefix("+")
+
+
+def provider(name: str) -> str:
+    """An execution provider without the words that all of them end with: CPU, CUDA (TF32)."""
+    return name.replace("ExecutionProvider", "")
 
 
 def percent(value: float | None) -> str:

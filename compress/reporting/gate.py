@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isfinite
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -19,6 +20,7 @@ from compress.measurement.sessions import PROVIDERS
 from compress.measurement.timing import OK
 from compress.reporting import format as fmt
 from compress.reporting.choice import TOLERANCE
+from compress.reporting.summary import shipped_bytes, shipped_entry
 from compress.units import milliseconds, whole_bytes
 
 Report = Mapping[str, Any]  # report.json
@@ -67,6 +69,7 @@ class Limits:
 
 _RANGES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "max_drop": ("a fraction within -1..1 (one point is 0.01)", lambda value: -1 <= value <= 1),
+    "min_accuracy": ("a finite number", isfinite),
     "min_zip_ratio": ("above 0", lambda value: value > 0),
     "min_speedup": ("above 0", lambda value: value > 0),
     "batch": ("at least 1", lambda value: value >= 1),
@@ -116,7 +119,7 @@ def check(report: Report, limits: Limits) -> tuple[Line, ...]:
     """
     if not limits.asked:
         raise RecipeError(f"nothing to check: set at least one of {', '.join(map(_option, LIMITS))}.")
-    shipped = next(variant for variant in report["variants"] if variant["name"] == report["shipped"])
+    shipped = shipped_entry(report)
     timing = _timing(report, shipped, limits) if any(name in _LATENCY for name in limits.asked) else None
     return tuple(_line(name, getattr(limits, name), report, shipped, timing, limits.strict) for name in limits.asked)
 
@@ -240,7 +243,7 @@ def _zip_ratio(report: Report, shipped: Mapping[str, Any], timing: Mapping[str, 
 
 
 def _bytes(report: Report, shipped: Mapping[str, Any], timing: Mapping[str, Any] | None) -> _Figure:
-    return _Figure(report.get("shipped_zip_bytes") or shipped["zip_bytes"], about="model.onnx.zip", exact=True)
+    return _Figure(shipped_bytes(report), about="model.onnx.zip", exact=True)
 
 
 def _speedup(report: Report, shipped: Mapping[str, Any], timing: Mapping[str, Any] | None) -> _Figure:

@@ -22,7 +22,6 @@ from compress.reporting.charts_layers import (
 from compress.reporting.charts_pareto import pareto_charts
 from compress.reporting.charts_variants import journey_charts, latency_charts, limit_chart
 from compress.reporting.headline import headline_figures
-from compress.reporting.html_tables import absences, memory_table, placement_table, size_table, timed_table
 from compress.reporting.quantization_report import quantization_section, quantize_figures
 from compress.reporting.summary import (
     latency_table,
@@ -31,6 +30,7 @@ from compress.reporting.summary import (
     variant_table,
     verdict_sentences,
 )
+from compress.reporting.tables import absences, memory_table, placement_table, size_table, timed_table
 from compress.reporting.templates import environment
 
 # The sections, in their order: the name in the template, and the title.

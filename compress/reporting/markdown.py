@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.reporting import format as fmt
-from compress.reporting.html_tables import memory_table, placement_table, size_table
 from compress.reporting.quantization_report import quantization_section, quantize_figures
 from compress.reporting.summary import Table, latency_table, sparsity_table, variant_table, verdict_sentences
-from compress.reporting.tables import changed_table, class_table, journey_table, key_table, limit_table
+from compress.reporting.tables import (
+    absences,
+    changed_table,
+    class_table,
+    journey_table,
+    key_table,
+    limit_table,
+    memory_table,
+    placement_table,
+    size_table,
+    timed_table,
+)
 from compress.reporting.templates import environment
 
 LIMIT = 60_000  # characters: GitHub takes 65,536 in a comment, and whoever posts it may add words of their own
@@ -60,11 +70,10 @@ def _render(report: Report, folds: Sequence[Fold], left_out: Sequence[str]) -> s
 
 def _folds(report: Report) -> Iterator[tuple[str, str]]:
     """Titles with what is behind them; nothing where the run did not measure it."""
-    variants = report["variants"]
     two = _original_and_shipped(report)
     yield "What each stage bought", _tables(journey_table(report))
     yield "Why the others do not ship", bullets(_reasons(report))
-    yield "Latency", _tables(latency_table(_measured(two["variants"])), memory_table(two)) + bullets(_absent(variants))
+    yield "Latency", _latency(report, two)
     yield "Accuracy by class", _tables(class_table(report))
     yield "Answers that changed most", _tables(changed_table(report))
     yield "How near to the limit of this machine", _tables(limit_table(two))
@@ -108,22 +117,9 @@ def _original_and_shipped(report: Report) -> Report:
     return {**report, "variants": [variant for variant in report["variants"] if variant["name"] in names]}
 
 
-def _measured(variants: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The variants with the timings that ran."""
-    return [{**v, "latency": [t for t in v["latency"] if t["p50_ms"] is not None]} for v in variants]
-
-
-def _absent(variants: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What was asked for and did not run, each reason once."""
-    missing: dict[tuple[str, str], list[str]] = {}
-    for variant in variants:
-        for timing in variant["latency"]:
-            if timing["p50_ms"] is None:
-                missing.setdefault((timing["provider"], timing["status"]), []).append(variant["name"])
-    return tuple(
-        f"{provider}: {status}" + ("" if len(set(names)) == len(variants) else f" ({', '.join(dict.fromkeys(names))})")
-        for (provider, status), names in missing.items()
-    )
+def _latency(report: Report, two: Report) -> str:
+    timed = timed_table(latency_table(two["variants"]), two)
+    return _tables(timed, memory_table(two)) + bullets(absences(report))
 
 
 def _reasons(report: Report) -> tuple[str, ...]:

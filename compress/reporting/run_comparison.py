@@ -17,6 +17,7 @@ from compress.measurement.answers import Kept
 from compress.measurement.intervals import drop_interval, mean_drop_interval
 from compress.measurement.significance import ALPHA, mcnemar
 from compress.measurement.timing import Timing, speedup
+from compress.reporting.summary import shipped_bytes, shipped_entry
 
 Report = Mapping[str, Any]  # report.json
 SCHEMA = 1
@@ -42,12 +43,12 @@ def compare_runs(
         retimed: Latencies of the two files that ship, timed together.
         names: The run directories, as the user gave them.
     """
-    ours, theirs = shipped_of(after), shipped_of(before)
+    ours, theirs = shipped_entry(after), shipped_entry(before)
     return {
         "schema": SCHEMA,
         "runs": [_run(report, name) for report, name in zip((before, after), names, strict=True)],
         "size": {
-            "zip_bytes": _pair(_zip_bytes(before), _zip_bytes(after)),
+            "zip_bytes": _pair(shipped_bytes(before), shipped_bytes(after)),
             "raw_bytes": _pair(theirs["raw_bytes"], ours["raw_bytes"]),
             "parameters": _pair(theirs["parameters"], ours["parameters"]),
             "nonzero": _pair(theirs["nonzero"], ours["nonzero"]),
@@ -62,12 +63,6 @@ def compare_runs(
         "environment": _differences(before["environment"], after["environment"]),
         "variants": _variants(before, after),
     }
-
-
-def shipped_of(report: Report) -> Mapping[str, Any]:
-    """The entry of the variant that ships."""
-    found: Mapping[str, Any] = next(v for v in report["variants"] if v["name"] == report["shipped"])
-    return found
 
 
 def why_not_paired(before: Report, after: Report) -> str | None:
@@ -92,13 +87,9 @@ def _run(report: Report, name: str) -> dict[str, Any]:
     return {"directory": name, **facts, "passed": report["verdict"]["passed"]}
 
 
-def _zip_bytes(report: Report) -> int:
-    return int(report["shipped_zip_bytes"] or shipped_of(report)["zip_bytes"])
-
-
 def _quality(before: Report, after: Report, answers: tuple[Kept, Kept] | str) -> dict[str, Any]:
     """The figure that both runs were judged by, and how it changed: above 0 is a gain."""
-    shipped = (shipped_of(before), shipped_of(after))
+    shipped = (shipped_entry(before), shipped_entry(after))
     measures = [report["verdict"]["measured_in"] for report in (before, after)]
     figures = [_figure(variant) for variant in shipped]
     found = {"measured_in": measures[1], **_pair(*figures), "change": None, "mcnemar": None, "agreement": None}
@@ -233,6 +224,6 @@ def _variants(before: Report, after: Report) -> list[dict[str, Any]]:
 
 def common_places(before: Report, after: Report) -> Sequence[Mapping[str, Any]]:
     """Where both runs timed what they ship, on a provider that ran: what a comparison measures again."""
-    ran = {_place(timing) for timing in shipped_of(before)["latency"] if timing["p50_ms"] is not None}
-    there = [timing for timing in shipped_of(after)["latency"] if timing["p50_ms"] is not None]
+    ran = {_place(timing) for timing in shipped_entry(before)["latency"] if timing["p50_ms"] is not None}
+    there = [timing for timing in shipped_entry(after)["latency"] if timing["p50_ms"] is not None]
     return [_where(timing) for timing in there if _place(timing) in ran] or [_where(timing) for timing in there[:1]]

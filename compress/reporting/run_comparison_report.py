@@ -95,7 +95,8 @@ def _bytes(comparison: Comparison) -> str:
     word = "smaller" if pair["after"] < pair["before"] else "larger"
     share = abs(pair["after"] / pair["before"] - 1)
     sizes = f"{fmt.size(pair['before'])} to {fmt.size(pair['after'])}"
-    return f"The download went from {sizes} ({pair['after'] - pair['before']:+,} bytes, {fmt.percent(share)} {word})."
+    more = fmt.signed(pair["after"] - pair["before"], ",")
+    return f"The download went from {sizes} ({more} bytes, {fmt.percent(share)} {word})."
 
 
 def _answers(comparison: Comparison) -> str:
@@ -135,7 +136,7 @@ def _latency(row: Mapping[str, Any]) -> str:
 
 
 def _where(row: Mapping[str, Any]) -> str:
-    return f"{row['provider'].removesuffix('ExecutionProvider')}, batch {row['batch']}, threads {row['threads']}"
+    return f"{fmt.provider(row['provider'])}, batch {row['batch']}, threads {row['threads']}"
 
 
 def _both(pair: Mapping[str, Any], text: Any) -> tuple[str, str]:
@@ -145,11 +146,11 @@ def _both(pair: Mapping[str, Any], text: Any) -> tuple[str, str]:
 def _relative(pair: Mapping[str, float]) -> str:
     if not pair["before"]:
         return fmt.NOTHING
-    return f"{100 * (pair['after'] / pair['before'] - 1):+.1f} %"
+    return f"{fmt.signed(100 * (pair['after'] / pair['before'] - 1), '.1f')} %"
 
 
 def _signed(change: Mapping[str, float]) -> str:
-    return f"{change['value']:+.4f} [{change['low']:+.4f} to {change['high']:+.4f}]"
+    return f"{fmt.signed(change['value'])} [{fmt.signed(change['low'])} to {fmt.signed(change['high'])}]"
 
 
 def _ratio(ratio: Mapping[str, float] | None) -> str:

@@ -41,6 +41,17 @@ def latency_table(variants: Sequence[Entry]) -> Table:
     return Table((*columns, "speed-up [95 %]", "status"), rows)
 
 
+def shipped_entry(report: Mapping[str, Any]) -> Entry:
+    """The variant that ships."""
+    entry: Entry = next(variant for variant in report["variants"] if variant["name"] == report["shipped"])
+    return entry
+
+
+def shipped_bytes(report: Mapping[str, Any]) -> int:
+    """Bytes of model.onnx.zip; those of the variant in a report of before its provenance was counted."""
+    return int(report.get("shipped_zip_bytes") or shipped_entry(report)["zip_bytes"])
+
+
 def main_latency(variants: Sequence[Entry]) -> int | None:
     """The number, in each ``latency``, of the first provider and batch size that the baseline ran on."""
     return next((i for i, timing in enumerate(variants[0]["latency"]) if timing["p50_ms"] is not None), None)
@@ -48,23 +59,21 @@ def main_latency(variants: Sequence[Entry]) -> int | None:
 
 def verdict_sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
     """What happened, in a few sentences; the first says whether it passed."""
-    verdict, variants = report["verdict"], {variant["name"]: variant for variant in report["variants"]}
-    baseline, shipped = report["variants"][0], variants[report["shipped"]]
+    verdict, baseline, shipped = report["verdict"], report["variants"][0], shipped_entry(report)
     name, figure, samples = report["shipped"], verdict["measured_in"], fmt.count(report["data"]["test"])
     verb = "gains" if verdict["drop"] < 0 else "loses"
     lost = f"{verb} {fmt.fraction(abs(verdict['drop']))} of {figure} on {samples} test samples{_drop_clause(verdict)}"
     allowed = f"a drop of {fmt.fraction(verdict['max_drop'])} is allowed"
     if verdict["passed"]:
         first = f"Passed: {name} ships and {lost} ({allowed})."
-    elif len(variants) == 1:
+    elif len(report["variants"]) == 1:
         first = f"Not passed: nothing was made besides {name}, which ships."
     elif not verdict["met"]:
         first = f"Not passed: no variant kept its {figure} on validation ({allowed}), so {name} ships."
     else:
         first = f"Not passed: {name} was within the budget on validation, but {lost} ({allowed})."
-    zipped = report.get("shipped_zip_bytes") or shipped["zip_bytes"]
     sizes = (
-        f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(zipped)} zipped, "
+        f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(shipped_bytes(report))} zipped, "
         f"{fmt.ratio(verdict['zip_ratio'])} smaller."
     )
     latency = _latency_sentence(report, baseline, shipped)
@@ -169,6 +178,21 @@ def speedup_text(gain: Mapping[str, Any] | None, is_baseline: bool = False) -> s
     return f"{fmt.ratio(gain['value'])} [{interval(gain)}]{'' if significant(gain) else ', not significant'}"
 
 
+def speedup_words(gain: Mapping[str, Any] | None) -> str:
+    """A speed-up of what ships in words: how much faster, as fast, or no significant difference."""
+    if gain is None:
+        return fmt.NOTHING
+    told = f"{fmt.ratio(gain['value'])} [{interval(gain)}]"
+    if not significant(gain):
+        return f"no significant difference: {told}"
+    return f"{told} {'faster' if gain['value'] > 1 else 'as fast: slower'}"
+
+
+def drop_words(verdict: Mapping[str, Any]) -> str:
+    """The drop of what ships, how sure it is, and what is allowed."""
+    return f"drop {fmt.fraction(verdict['drop'])}{_drop_clause(verdict)}; {fmt.fraction(verdict['max_drop'])} allowed"
+
+
 def answer_of(variant: Entry, measured_in: str) -> Mapping[str, Any]:
     """What the run judges a variant by, on test: its value, and low and high, which are None for fidelity."""
     if measured_in not in ("accuracy", "fidelity"):
@@ -216,7 +240,7 @@ def _latency_row(name: str, timing: Mapping[str, Any], is_baseline: bool) -> tup
     keys = ("p50_ms", "p90_ms", "p99_ms", "mean_ms", "first_call_ms")
     return (
         name,
-        timing["provider"].removesuffix("ExecutionProvider"),
+        fmt.provider(timing["provider"]),
         fmt.count(timing["batch"]),
         fmt.count(timing["threads"]),
         *(fmt.duration(timing[key]) for key in keys),

@@ -17,6 +17,7 @@ from compress.data.splits import Split
 from compress.errors import MeasurementError
 from compress.measurement.accuracy import outputs_of, score
 from compress.measurement.metrics import Metric
+from compress.quiet import quiet
 from compress.sparsity.masks import sparsifiable
 from compress.sparsity.sensitivity import figure_of, held, layer_names
 from compress.values import Model, Progress, silent
@@ -79,7 +80,8 @@ def sensitivity_map(
     Raises:
         MeasurementError: there is no time for 64 samples, or no layer, or the model cannot be scored.
     """
-    model = dataclasses.replace(model, module=copy.deepcopy(model.module).to(device).eval())
+    with quiet():  # torch warns of itself where the module is an exported program
+        model = dataclasses.replace(model, module=copy.deepcopy(model.module).to(device))
     parameters = sparsifiable(model.module, ())
     if not parameters or not len(split):
         raise MeasurementError("there is no layer with weights, or no sample to score it on.")

@@ -21,6 +21,7 @@ from compress.training import Outcome, Recovery
 from compress.training.dropout import lowered_dropout
 from compress.training.finetune import thaw
 from compress.training.gradients import mean_gradients
+from compress.units import signed
 from compress.values import Context, Model
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class Search:
         self._tell(self.config.rounds)
 
     def _tell(self, done: int) -> None:
-        best = f"best: {self.best.sparsity:.1%} zeros, {self.drop:+.4f} of {self.allowed:.4f} lost" if self.best else ""
+        best = (
+            f"best: {self.best.sparsity:.1%} zeros, {signed(self.drop)} of {self.allowed:.4f} lost" if self.best else ""
+        )
         self.context.progress("rounds of sparsify", done, self.config.rounds, best)
 
     def _targets(self) -> Iterator[Target]:
@@ -240,7 +243,9 @@ class Search:
             self.best, self.drop = Sparse(module, reached, predicted), outcome.drop
             return True
         # The reactive schedule found nothing more to remove, or what it removed saves no byte.
-        self.notes.append(f"{reached:.2%} was reached at a drop of {outcome.drop:+.4f}, and is no gain over the best")
+        self.notes.append(
+            f"{reached:.2%} was reached at a drop of {signed(outcome.drop)}, and is no gain over the best"
+        )
         return False
 
 

@@ -26,6 +26,7 @@ from compress.errors import MeasurementError, SparsityError
 from compress.measurement.accuracy import Outputs, outputs_of, score
 from compress.measurement.metrics import Metric
 from compress.sparsity.masks import apply_masks, make_masks, sparsifiable
+from compress.units import signed
 from compress.values import Model, Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class _Trials:
         within = drop <= self._budget + 1e-9
         if within:
             self.chosen, self.drop = layers, drop
-        best = f"best: {self.removed:.1%} zeros, {self.drop:+.4f} of {self._budget:.4f} lost"
+        best = f"best: {self.removed:.1%} zeros, {signed(self.drop)} of {self._budget:.4f} lost"
         self._progress("suggested sparsity", min(self._done, self.most), self.most, best)
         return within
 

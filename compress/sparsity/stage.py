@@ -15,6 +15,7 @@ from compress.sparsity.search import Search
 from compress.sparsity.size_model import predict_all
 from compress.sparsity.weights_summary import summarise
 from compress.training import FineTuneConfig
+from compress.units import signed
 from compress.values import Context, Model, StageRecord
 
 
@@ -143,7 +144,7 @@ def _notes(search: Search, figures: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"{search.best.sparsity:.2%} of the weights are zero: smaller when zipped, no faster",
         f"drops on validation, {search.allowed:.4f} allowed: "
-        + ", ".join(f"{r.drop:+.4f} at {r.sparsity:.2%}" for r in search.rounds),
+        + ", ".join(f"{signed(r.drop)} at {r.sparsity:.2%}" for r in search.rounds),
         f"predicted to zip to {sparse:,} bytes as {stored}, {dense:,} before",
         *search.notes,
     )
