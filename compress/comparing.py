@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from compress.data import synthetic
 from compress.errors import CompressError, MeasurementError
 from compress.integrity import check_files
-from compress.measurement import SHIPPED_NAME, BenchmarkConfig
+from compress.measurement import SHIPPED_NAME, BenchmarkConfig, members
 from compress.measurement.answers import Kept, load_answers
 from compress.measurement.latency import Launch, measure
 from compress.measurement.process import Process
@@ -97,10 +98,10 @@ def _time_together(
 ) -> Retimed:
     """Time both files where both runs timed them, or say why not: a comparison goes on without latencies."""
     files = [root / SHIPPED_NAME for root in roots]
-    if files[0].read_bytes() == files[1].read_bytes():
-        return Retimed(reason=f"both runs ship the same {SHIPPED_NAME}, byte for byte")
     places = common_places(*reports)
     try:
+        if _identical(*files):
+            return Retimed(reason=f"both runs ship the same {SHIPPED_NAME}, byte for byte")
         models = [_opened(file) for file in files]
     except CompressError as error:
         return Retimed(reason=str(error).rstrip("."))
@@ -115,6 +116,12 @@ def _time_together(
         theirs, ours = measure(variants, synthetic(models[0].inputs, seed=config.seed), one, context, launch)
         found.append((theirs[0], ours[0]))
     return Retimed(tuple(found))
+
+
+def _identical(first: Path, second: Path) -> bool:
+    """Whether two ONNX files are the same, byte for byte, with the weights that lie beside them."""
+    theirs, ours = members(first), members(second)
+    return theirs.keys() == ours.keys() and all(cmp(theirs[name], ours[name], shallow=False) for name in theirs)
 
 
 def _opened(path: Path) -> OnnxModel:

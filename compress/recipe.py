@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,7 +104,7 @@ class Recipe:
     check: Limits = field(default_factory=Limits)  # of `compress check`; not part of the pipeline
 
     def __post_init__(self) -> None:
-        if self.max_drop < 0 or (self.max_drop > 1 and self.benchmark.metric is None):
+        if not 0 <= self.max_drop <= (1 if self.benchmark.metric is None else sys.float_info.max):
             raise RecipeError(f"max_drop={self.max_drop} must be a fraction within 0..1 (one point is 0.01)")
         self.input_specs()
 

@@ -43,6 +43,7 @@ def ship(
         command: How the run was started, for the report.
     """
     facts = environment(recipe.benchmark.first_threads)
+    source = {"path": str(recipe.model), "sha256": opened.source.sha256}
     report = build_report(
         state.measurements,
         records,
@@ -53,6 +54,7 @@ def ship(
         seed=recipe.seed,
         command=command,
         root=workspace.root,
+        model=source,
         notes=opened.notes,
     )
     report = replace(report, **_against_baseline(workspace, report, opened))
@@ -64,9 +66,9 @@ def ship(
     plain = json.loads(to_json(report.to_dict()))  # as it is read back: without tuples and paths
     validate(plain)
     workspace.write(REPORT, to_json(plain))
+    workspace.remove("plots")  # of a run with other options that this one went on from
     for name, content in render(plain).items():
         workspace.write(name, content)
-    source = {"path": str(recipe.model), "sha256": opened.source.sha256}
     workspace.write_manifest({"command": command, "seed": recipe.seed, "model": source, "environment": facts})
     return report
 

@@ -119,7 +119,7 @@ class Workspace:
                         f"--out {root} is not empty. Give --resume to go on with the run in it, "
                         "--overwrite to replace it, or another directory."
                     )
-                workspace._delete_own_files()
+                workspace.remove(*OWN)
             (root / "stages").mkdir(parents=True, exist_ok=True)
             for partial in (root / "stages").glob("*.partial"):
                 shutil.rmtree(partial)
@@ -198,8 +198,9 @@ class Workspace:
             raise WorkspaceError(f"{path} cannot be read as a manifest: {error}. Run the pipeline again.") from error
         self.write(MANIFEST, to_json(manifest))
 
-    def _delete_own_files(self) -> None:
-        for name in OWN:
+    def remove(self, *names: str) -> None:
+        """Delete files and folders at the top of the run directory, where they are."""
+        for name in names:
             path = self.root / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

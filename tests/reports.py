@@ -49,6 +49,7 @@ def example_report(**changes: Any) -> dict[str, Any]:
         "seed": 0,
         "objective": "balanced",
         "environment": _environment(),
+        "model": {"path": "fashion/model.pt", "sha256": "9b1c" * 16},
         "data": {
             "name": "fashion-mnist",
             "train": 54_000,
@@ -57,6 +58,7 @@ def example_report(**changes: Any) -> dict[str, Any]:
             "test": SAMPLES,
             "sha256": "175cc3d4f711cd19e427a4fcabc407ad520b8507b0e0ffecc1cc873e5a85f81c",
             "classes": 10,
+            "class_names": list(CLASSES),
         },
         "variants": variants,
         "shipped": SHIPPED,

@@ -153,3 +153,12 @@ def test_every_limit_of_the_gate_is_an_option(compress: Callable[..., object]) -
 
     options = {option.name for option in check.params}
     assert set(LIMITS) | {"provider", "batch", "threads", "strict"} <= options
+
+
+def test_a_summary_that_cannot_be_written_is_told_and_leaves_json_output_empty(
+    compress: Call, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "nowhere/summary.md")
+    told = compress("check", run, "--max-drop", 0.01, "--github", "yes", "--json")
+    assert (told.status, told.out) == (1, "")
+    assert "GITHUB_STEP_SUMMARY=nowhere/summary.md cannot be written" in told.err

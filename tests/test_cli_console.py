@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from compress.cli.console import emit, show_table
+from compress.cli.console import emit, say, show_table, write_what_the_output_knows
 from compress.reporting import variant_table
 from tests.conftest import Call
 from tests.reports import example_report
@@ -79,3 +79,17 @@ def test_an_error_with_json_is_on_standard_error_alone(compress: Call, tmp_path:
     outcome = compress("export", tmp_path / "x.npy", "--json")
     assert (outcome.status, outcome.out) == (1, "")
     assert "NumPy" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [("ascii", "drop -0.0018, 4.0x, 3.1-4.2, \\u65e5"), ("cp1252", "drop -0.0018, 4.0×, 3.1–4.2, \\u65e5")],
+)
+def test_an_output_that_does_not_know_a_sign_gets_a_plain_one(
+    encoding: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True))
+    write_what_the_output_knows()
+    say("drop −0.0018, 4.0×, 3.1–4.2, 日")
+    assert written.getvalue().decode(encoding).rstrip() == expected

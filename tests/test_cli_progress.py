@@ -243,3 +243,13 @@ def test_quiet_shows_nothing(clock: Clock, terminal: bool) -> None:
     with shown:
         work(shown, clock)
     assert text_of(console) == ""
+
+
+def test_a_dumb_terminal_gets_plain_lines(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, highlight=False)
+    with Display(console=console, clock=clock) as display:
+        display("timing", 0, 3)
+    assert isinstance(console.file, io.StringIO)
+    assert "timing" in console.file.getvalue()
+    assert "\x1b" not in console.file.getvalue()

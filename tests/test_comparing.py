@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -68,6 +69,19 @@ def test_the_same_file_twice_is_not_timed(runs: tuple[Path, Path], tmp_path: Pat
 
     latency = compare(runs[0], write_run(tmp_path / "again"), QUICK, launch=never)["latency"]
     assert latency["reason"] == "both runs ship the same model.onnx, byte for byte"
+
+
+def test_the_same_graph_with_other_weights_beside_it_is_timed(tmp_path: Path) -> None:
+    roots = []
+    for name, scale in (("a", 1.0), ("b", 2.0)):
+        model = onnx.load_from_string(tiny_onnx(width=512, scale=scale))
+        path = tmp_path / "made" / name / "model.onnx"
+        path.parent.mkdir(parents=True)
+        onnx.save_model(model, str(path), save_as_external_data=True, location="model.onnx.data")
+        roots.append(write_run(tmp_path / name, model=path.read_bytes()))
+        (roots[-1] / "model.onnx.data").write_bytes((path.parent / "model.onnx.data").read_bytes())
+    assert (roots[0] / "model.onnx").read_bytes() == (roots[1] / "model.onnx").read_bytes()
+    assert compare(roots[0], roots[1], QUICK, launch=Worker)["latency"]["together"]
 
 
 def test_files_with_other_inputs_are_compared_but_not_timed(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from compress.data.splits import Data
 from compress.errors import MeasurementError, RecipeError
@@ -197,6 +199,16 @@ def test_a_variant_that_gives_nan_is_named(tmp_path: Path) -> None:
     good = variant("baseline-fp32", write_linear(tmp_path / "good.onnx"))
     with pytest.raises(MeasurementError, match="broken-int8: the model's output is not finite"):
         benchmark((good, bad), QUICK, Context(data(), tmp_path), launch=Worker)
+
+
+def test_a_variant_that_does_not_run_on_the_samples_is_named(tmp_path: Path) -> None:
+    variants = [variant(name, write_linear(tmp_path / f"{name}.onnx")) for name in ("base", "wide")]
+    proto = onnx.load(str(tmp_path / "wide.onnx"))
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value += 1
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((FEATURES + 1, CLASSES), np.float32), "w"))
+    onnx.save(proto, str(tmp_path / "wide.onnx"))
+    with pytest.raises(MeasurementError, match=rf"^wide: does not run on samples of x \({FEATURES},\): "):
+        benchmark(tuple(variants), QUICK, Context(data(), tmp_path), launch=Worker)
 
 
 def test_nothing_to_benchmark_is_refused(tmp_path: Path) -> None:

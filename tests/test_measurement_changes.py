@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -93,6 +95,21 @@ def test_a_picture_of_one_value_is_dark_and_not_an_error() -> None:
 def test_what_is_no_picture_has_none(shape: tuple[int, ...]) -> None:
     (found,) = changed_examples(outputs((1, 0)), outputs((0, 1)), split(torch.rand(*shape)))
     assert found["image"] is found["text"] is None
+
+
+@pytest.mark.parametrize("labels", [np.array([0.5]), np.array([[0.0, 1.0]])])
+def test_answers_that_a_metric_scores_against_no_class_have_no_examples(labels: Any) -> None:
+    answered, samples = Outputs(np.array([(1, 0)], np.float32), labels), split(torch.rand(1, 1, 8, 8))
+    assert changed_examples(answered, outputs((0, 1)), samples) == []
+    assert len(changed_examples(replace(answered, labels=np.array([0])), outputs((0, 1)), samples)) == 1
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("nan")])
+def test_a_sample_with_a_pixel_that_is_not_finite_is_no_picture(odd: float) -> None:
+    samples = torch.rand(1, 1, 8, 8)
+    samples[0, 0, 3, 3] = odd
+    (found,) = changed_examples(outputs((1, 0)), outputs((0, 1)), split(samples))
+    assert found["image"] is None
 
 
 def test_tokens_are_told_as_words_where_the_vocabulary_is_at_hand() -> None:

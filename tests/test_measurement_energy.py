@@ -114,6 +114,22 @@ class Tracker:
         return 0.1  # kg of CO2, which is not asked for
 
 
+def test_codecarbon_that_fails_is_an_error_that_the_benchmark_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Tracker):
+        def start(self) -> None:
+            raise PermissionError("no counters\nfor you")
+
+        def stop(self) -> float:
+            raise KeyError
+
+    monkeypatch.setattr("importlib.import_module", lambda name: types.SimpleNamespace(OfflineEmissionsTracker=Broken))
+    power = Codecarbon()
+    with pytest.raises(MeasurementError, match=r"^codecarbon cannot start: no counters$"):
+        power.start()
+    with pytest.raises(MeasurementError, match=r"^codecarbon found nothing: KeyError$"):
+        power.stop()
+
+
 def test_codecarbon_is_asked_where_there_are_no_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("importlib.import_module", lambda name: types.SimpleNamespace(OfflineEmissionsTracker=Tracker))

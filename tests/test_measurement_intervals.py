@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 
 from compress.measurement.intervals import (
+    Interval,
+    bootstrap_interval,
     drop_interval,
+    expanded_interval,
     mean_drop_interval,
     mean_interval,
-    percentile_interval,
+    normal_reach,
     share_interval,
 )
 
@@ -123,12 +127,14 @@ def test_the_upper_end_holds_on_small_splits_where_half_a_sample_in_each_cell_fa
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.floats(-5, 5), min_size=30, max_size=80), st.integers(0, 99))
-def test_the_bootstrap_of_a_mean_is_that_of_scipy(values: list[float], seed: int) -> None:
-    sample = np.array(values)
-    assume(np.ptp(sample) > 1 and not np.isin(sample, (0, 1)).all())
-    low, high = mean_interval(sample, seed)
-    theirs = stats.bootstrap((sample,), np.mean, n_resamples=2000, method="percentile").confidence_interval
+@given(st.integers(10, 80), st.integers(0, 99))
+def test_the_bootstrap_of_a_mean_is_that_of_scipy(n: int, seed: int) -> None:
+    sample = np.random.default_rng(seed).gamma(2, size=n)
+    low, high = mean_interval(sample, seed) or (np.nan, np.nan)
+    level = 1 - 2 * stats.norm.cdf(-normal_reach(len(sample)))  # of scipy's own percentiles, which are not moved out
+    theirs = stats.bootstrap(
+        (sample,), np.mean, n_resamples=2000, method="percentile", confidence_level=level
+    ).confidence_interval
     width = theirs.high - theirs.low
     assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.15 * width)
     assert mean_interval(sample, seed) == (low, high)
@@ -136,7 +142,7 @@ def test_the_bootstrap_of_a_mean_is_that_of_scipy(values: list[float], seed: int
 
 def test_a_bootstrap_in_chunks_draws_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.measurement.intervals._CHUNK", 1000)
-    low, high = mean_interval(np.arange(400.0), 0)
+    low, high = mean_interval(np.arange(400.0), 0) or (np.nan, np.nan)
     half = Z * np.arange(400.0).std() / 20
     assert (low, high) == pytest.approx((199.5 - half, 199.5 + half), abs=0.1 * half)
 
@@ -149,10 +155,35 @@ def test_values_of_0_and_1_are_answers_right_or_wrong() -> None:
 
 def test_a_paired_interval_is_narrower_than_the_spread_of_the_samples() -> None:
     values = np.random.default_rng(0).normal(10, 5, 500)
-    low, high = mean_drop_interval(values, values - 0.1 + 0.01 * np.sin(np.arange(500)), 0)
+    low, high = mean_drop_interval(values, values - 0.1 + 0.01 * np.sin(np.arange(500)), 0) or (np.nan, np.nan)
     assert 0.098 < low < high < 0.102
 
 
-def test_the_percentile_interval_leaves_half_of_the_rest_on_each_side() -> None:
-    assert percentile_interval(np.arange(1001.0)) == pytest.approx((25.0, 975.0))
-    assert percentile_interval(np.arange(1001.0), 0.9) == pytest.approx((50.0, 950.0))
+def test_of_many_samples_an_interval_leaves_half_of_the_rest_on_each_side() -> None:
+    assert bootstrap_interval(np.arange(1001.0), 10**6) == pytest.approx((25.0, 975.0), abs=0.1)
+    assert bootstrap_interval(np.arange(1001.0), 10**6, 0.9) == pytest.approx((50.0, 950.0), abs=0.1)
+
+
+def _means_held(ends: Callable[[NDArray[np.float64], int], Interval | None], n: int, trials: int = 400) -> float:
+    """How often the interval of the mean of n normal values holds it."""
+    generator, held = np.random.default_rng(0), 0
+    for _ in range(trials):
+        values = generator.normal(size=n)
+        low, high = ends(values[generator.integers(0, n, (400, n))].mean(axis=1), n) or (np.nan, np.nan)
+        held += low <= 0 <= high
+    return held / trials
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 9, 10, 20])
+def test_a_bootstrap_of_few_samples_holds_the_mean_as_often_as_it_says(n: int) -> None:
+    assert _means_held(bootstrap_interval, n) >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / 400)
+
+
+def test_percentiles_alone_would_not() -> None:
+    assert _means_held(lambda found, n: (np.quantile(found, 0.025), np.quantile(found, 0.975)), 5) < 0.87
+    assert _means_held(expanded_interval, 3) < 0.80
+
+
+def test_one_sample_has_no_interval() -> None:
+    assert mean_interval(np.array([0.7]), 0) is None
+    assert mean_drop_interval(np.array([0.7]), np.array([0.2]), 0) is None

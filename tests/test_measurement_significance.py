@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from compress.errors import MeasurementError
 from compress.measurement.significance import SeedTests, decide, mcnemar, mcnemar_pooled, p_text, paired_tests
+from compress.units import signed
 
 # Drops .01, .02, .03: mean .02, sd .01, standard error .01 / sqrt(3), t = 2 sqrt(3) with 2 degrees of freedom.
 # The t distribution with 2 degrees has F(t) = 1/2 + t / (2 sqrt(2 + t²)), so all p-values have closed forms.
@@ -171,7 +172,7 @@ def test_the_verdict_weighs_both_questions(mean: float, sd: float, outcome: str,
     verdict = decide(spread(mean, sd))
     assert verdict.outcome == outcome
     assert words in verdict.sentence
-    assert f"{mean:+.4f}" in verdict.sentence
+    assert signed(mean) in verdict.sentence
     assert "n=5" in verdict.sentence
 
 

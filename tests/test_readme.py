@@ -38,6 +38,9 @@ min_steps = 60
 epochs = 1.0
 [benchmark]
 seconds = 0.05
+launches = 2
+rounds = 4
+sensitivity_seconds = 1.0
 """
 
 

@@ -145,3 +145,10 @@ def test_a_drop_above_1_is_for_metrics_in_another_unit() -> None:
     assert load_recipe(None, {"metric": "quality:decibels", "max_drop": 3.0}).max_drop == 3.0
     with pytest.raises(RecipeError, match=r"max_drop=3\.0 must be a fraction"):
         load_recipe(None, {"max_drop": 3.0})
+
+
+@pytest.mark.parametrize("option", ["max_drop", "benchmark.seconds", "benchmark.sensitivity_seconds"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_what_is_no_number_is_refused_before_any_work(option: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=f"{option.rpartition('.')[2]}={value}"):
+        load_recipe(None, {"metric": "quality:decibels"}, [f"{option}={value}"])

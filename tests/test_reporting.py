@@ -19,7 +19,9 @@ from compress.measurement.size import Sizes
 from compress.models.counts import Counts
 from compress.reporting import Report, build_report, choose, render_html, render_markdown, variant_table
 from compress.reporting import format as fmt
+from compress.reporting.summary import verdict_sentences
 from compress.values import OnnxModel, StageRecord, Variant
+from tests.reports import example_report
 
 ENVIRONMENT = {"cpu": "A CPU", "isa": ["avx2", "vnni"], "threads": 1, "torch": "2.13.0", "onnxruntime": "1.31.1"}
 RECORDS = (
@@ -261,13 +263,24 @@ def plain() -> dict[str, Any]:
     return stored
 
 
-@pytest.mark.parametrize("render", [render_markdown, render_html])
-def test_every_rendering_says_all_that_matters(render: Any, plain: dict[str, Any]) -> None:
+SENTENCES = (
+    "Passed: sparse-int8 ships and loses 0.0000 of accuracy on 1,000 test samples [95 %: ",
+    "no significant difference] (a drop of 0.0100 is allowed).",
+    "40.0 KB became 1.00 KB zipped, 40.0× smaller.",
+)
+FIGURES = (
+    "Passed: sparse-int8 loses 0.0000 of accuracy (0.0100 allowed).</h1>",
+    '>1.00 KB</dd><dd>40.0× smaller</dd><dd class="dim">40.0 KB, ',
+    "n = 1,000</dd>",
+    "no significant difference; 0.0100 allowed",
+)
+
+
+@pytest.mark.parametrize(("render", "top"), [(render_markdown, SENTENCES), (render_html, FIGURES)])
+def test_every_rendering_says_all_that_matters(render: Any, top: tuple[str, ...], plain: dict[str, Any]) -> None:
     text = re.sub("</?span[^>]*>", "", render(plain))
     for fact in (
-        "Passed: sparse-int8 ships and loses 0.0000 of accuracy on 1,000 test samples [95 %: ",
-        "no significant difference] (a drop of 0.0100 is allowed).",
-        "40.0 KB became 1.00 KB zipped, 40.0× smaller.",
+        *top,
         "0.9000 [0.8900–0.9100]",
         "500 µs",
         "90.0 %",
@@ -400,10 +413,20 @@ def test_the_table_marks_what_ships(plain: dict[str, Any]) -> None:
         (fmt.ratio(0.456), "0.46×"),
         (fmt.ratio(123.4), "123×"),
         (fmt.fraction(-0.00001), "0.0000"),
-        (fmt.fraction(-0.0012), "-0.0012"),
+        (fmt.fraction(-0.0012), "−0.0012"),
+        (fmt.signed(0.0012), "+0.0012"),
+        (fmt.provider("CUDAExecutionProvider (TF32)"), "CUDA (TF32)"),
         (fmt.percent(0.9304), "93.0 %"),
         (fmt.count(224_714), "224,714"),
     ],
 )
 def test_numbers_carry_their_unit(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_a_model_that_its_zip_makes_larger_is_not_called_smaller() -> None:
+    report = example_report()
+    report["verdict"]["zip_ratio"] = 0.5
+    assert "2.00× larger" in verdict_sentences(report)[1]
+    report["verdict"]["zip_ratio"] = 2.0
+    assert "2.00× smaller" in verdict_sentences(report)[1]

@@ -209,6 +209,8 @@ def test_no_limit_at_all_is_refused_with_the_names_of_all(report: dict[str, Any]
 def test_limits_that_cannot_be_meant_are_told_together() -> None:
     with pytest.raises(RecipeError, match=r"max-drop=10 must be a fraction.*; min-speedup=0 must be above 0"):
         Limits(max_drop=10, min_speedup=0)
+    with pytest.raises(RecipeError, match="min-accuracy=nan must be a finite number"):
+        Limits(min_accuracy=float("nan"))
 
 
 def test_a_recipe_file_holds_limits_with_their_units(tmp_path: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,12 +24,12 @@ from compress.reporting.charts_layers import (
 )
 from compress.reporting.charts_pareto import pareto_charts
 from compress.reporting.charts_variants import journey_charts, latency_charts, limit_chart
-from compress.reporting.headline import headline_figures
+from compress.reporting.headline import headline_figures, verdict_line
 from compress.reporting.html import SECTIONS
-from compress.reporting.html_tables import absences, placement_table
+from compress.reporting.tables import absences, placement_table
 from tests.reports import SHIPPED, VARIANTS, example_report
 
-LATER = ("journey", "machine", "layers", "changed", "sensitivity")  # keys that the first reports did not have
+LATER = ("model", "journey", "machine", "layers", "changed", "sensitivity")  # keys that the first reports did not have
 
 
 def sections_of(html: str) -> list[str]:
@@ -73,17 +74,71 @@ def test_the_headline_holds_size_latency_and_answers_with_their_intervals() -> N
     size, latency, answers = headline_figures(example_report())
     assert (size.figure, size.lines[0]) == ("9.93 KB", "76.8× smaller")
     assert latency.figure == "70.4 µs"
-    assert re.fullmatch(r"4\.00× faster \[3\.91–4\.08×\]", latency.lines[0])
+    assert re.fullmatch(r"4\.00× \[3\.91–4\.08×\] faster", latency.lines[0])
     assert answers.figure == "0.8862"
     assert "n = 10,000" in answers.lines[0]
-    assert answers.lines[1] == "drop 0.0035 [0.0006 to 0.0064], 0.0100 allowed"
+    assert answers.lines[1] == "drop 0.0035 [0.0006 to 0.0064]; 0.0100 allowed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "Passed: pruned-sparse-int8 loses 0.0035 of accuracy (0.0100 allowed)."),
+        (
+            {"passed": False, "drop": 0.0123},
+            "Not passed: pruned-sparse-int8 loses 0.0123 of accuracy (0.0100 allowed).",
+        ),
+        ({"drop": -0.002}, "Passed: pruned-sparse-int8 gains 0.0020 of accuracy (0.0100 allowed)."),
+        (
+            {"passed": False, "met": False},
+            "Not passed: no variant kept its accuracy on validation, pruned-sparse-int8 ships.",
+        ),
+    ],
+)
+def test_the_verdict_is_a_line_of_few_words(changes: dict[str, Any], line: str) -> None:
+    report = example_report()
+    report["verdict"] |= changes
+    assert verdict_line(report) == line
+    assert f"</span>{line[line.index(':') :]}</h1>" in render_html(report)
+
+
+def test_where_the_original_ships_the_verdict_claims_nothing() -> None:
+    kept = example_report(shipped="baseline-fp32")
+    assert verdict_line(kept) == "Passed: nothing that was made is better than the original, baseline-fp32 ships."
+    alone = example_report(shipped="baseline-fp32", variants=kept["variants"][:1])
+    alone["verdict"] |= {"passed": False, "met": False}
+    assert verdict_line(alone) == "Not passed: nothing was made besides baseline-fp32."
+
+
+def test_a_verdict_that_other_samples_could_turn_says_so_at_the_top() -> None:
+    doubt, report = "with other samples the verdict could differ", example_report()
+    assert doubt not in render_html(report)
+    report["verdict"]["drop_interval"]["high"] = 0.02
+    assert doubt in render_html(report).partition("<section")[0]
+
+
+def test_the_page_names_the_model_and_its_classes() -> None:
+    page = render_html(example_report())
+    assert '<p class="dim">fashion/model.pt · fashion-mnist · AMD EPYC</p>' in page
+    assert f'fashion/model.pt <span class="dim">sha256 {"9b1c" * 16}' in page
+    assert "<strong>shirt → T-shirt</strong>" in page
+    assert 'alt="Test sample 37, labelled shirt"' in page
+    classes = classes_chart(example_report())
+    assert classes is not None
+    assert classes.chart.figures.startswith("T-shirt ")
+    report = example_report()
+    del report["model"], report["data"]["class_names"]  # of before they were told
+    assert "<strong>6 → 0</strong>" in render_html(report)
+    classes = classes_chart(report)
+    assert classes is not None
+    assert classes.chart.figures.startswith("class 0 ")
 
 
 def test_a_speedup_that_may_be_chance_is_not_called_one() -> None:
     report = example_report()
     gain = next(v for v in report["variants"] if v["name"] == SHIPPED)["latency"][0]["speedup"]
     gain |= {"value": 1.02, "low": 0.99, "high": 1.04, "significant": False}
-    assert headline_figures(report)[1].lines[0] == "no significant difference, 1.02× [0.99–1.04×]"
+    assert headline_figures(report)[1].lines[0] == "no significant difference: 1.02× [0.99–1.04×]"
     assert "not significant" in latency_charts(report)[0].figures
 
 
@@ -153,6 +208,9 @@ def test_widths_and_weights_are_told_before_and_after() -> None:
     assert channels is not None
     assert weights is not None
     assert "features.0 32 → 16" in channels.chart.figures
+    assert widths(channels.chart.body, "accent")[0] == pytest.approx(
+        widths(channels.chart.body, "pale")[0] / 2, abs=0.1
+    )
     assert "classifier.4 10" in channels.chart.figures
     assert len(histogram_charts(example_report())) == 5
 

@@ -107,6 +107,14 @@ def test_bytes_are_exact(before: dict[str, Any], after: dict[str, Any]) -> None:
 # Accuracy
 
 
+def test_one_thread_is_one_thread_however_it_was_written(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for report, threads in ((before, 1), (after, [1])):
+        report["stages"][-1]["config"] = {**report["stages"][-1]["config"], "threads": threads}
+    assert not [o for o in compared(before, after)["options"] if o["name"].endswith("threads")]
+    after["stages"][-1]["config"]["threads"] = [2]
+    assert [o["after"] for o in compared(before, after)["options"] if o["name"].endswith("threads")] == [[2]]
+
+
 def test_answers_to_the_same_samples_are_compared_one_by_one(before: dict[str, Any], after: dict[str, Any]) -> None:
     answers = (kept(pruned_sparse_int8=8800), kept(pruned_sparse_int8_weights=8900))
     quality = compared(before, after, answers)["quality"]

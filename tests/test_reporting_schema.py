@@ -62,7 +62,7 @@ def test_a_newer_version_asks_for_an_update_and_not_for_a_repair() -> None:
         validate(example_report(schema=SCHEMA + 1))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2", b"\xff\xfe"])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2", b"\xff\xfe", '{"schema": NaN}'])
 def test_what_is_no_json_is_told_with_its_file(text: str | bytes) -> None:
     with pytest.raises(ReportError, match=r"^run/report\.json is not valid JSON"):
         read(text, "run/report.json")
@@ -74,6 +74,15 @@ def test_json_that_is_no_report_is_refused(text: str) -> None:
         read(text)
 
 
+def test_a_report_whose_parts_do_not_belong_together_is_refused() -> None:
+    with pytest.raises(ReportError, match="ships 'nothing', which is none of its variants"):
+        validate(example_report(shipped="nothing"))
+    report = example_report()
+    del report["variants"][2]["latency"][1:]
+    with pytest.raises(ReportError, match="not as many latencies of 'pruned-sparse-fp32' as of 'baseline-fp32'"):
+        validate(report)
+
+
 def test_a_report_of_this_version_is_read_back_as_it_is() -> None:
     report = example_report()
     assert read(json.dumps(report)) == report
@@ -81,8 +90,9 @@ def test_a_report_of_this_version_is_read_back_as_it_is() -> None:
 
 def test_keys_that_were_added_later_are_filled_with_their_defaults_at_every_depth() -> None:
     old = example_report()
-    for name in ("journey", "machine", "layers", "changed", "sensitivity"):
+    for name in ("model", "journey", "machine", "layers", "changed", "sensitivity"):
         del old[name]
+    del old["data"]["class_names"]
     for variant in old["variants"]:
         for name in ("sizes", "top5", "metric", "logit_sqnr_db", "drop_interval", "mcnemar", "classes", "limit"):
             del variant[name]
@@ -91,7 +101,7 @@ def test_keys_that_were_added_later_are_filled_with_their_defaults_at_every_dept
                 del timing[name]
     read_back = read(json.dumps(old))
     assert (read_back["journey"], read_back["machine"], read_back["sensitivity"]) == ([], None, None)
-    assert read_back["variants"][3]["sizes"] is None
+    assert read_back["model"] is read_back["data"]["class_names"] is read_back["variants"][3]["sizes"] is None
     assert read_back["variants"][3]["latency"][1]["quantiles_ms"] == []
     assert read(json.dumps(read_back)) == read_back
 

@@ -111,14 +111,24 @@ def test_fidelity_has_no_interval(report: dict[str, Any]) -> None:
 def test_classes_come_with_the_largest_loss_first(report: dict[str, Any]) -> None:
     table = class_table(report, most=3)
     assert table is not None
-    assert [row[0] for row in table.rows] == ["0", "1", "2"]
+    assert [row[0] for row in table.rows] == ["T-shirt", "trouser", "pullover"]
     assert [float(row[-1]) for row in table.rows] == sorted((float(row[-1]) for row in table.rows), reverse=True)
+
+
+@pytest.mark.parametrize("names", [None, [], ["only", "a", "few"]])
+def test_a_class_that_the_data_does_not_name_is_a_number(report: dict[str, Any], names: list[str] | None) -> None:
+    report["data"]["class_names"] = names
+    table = changed_table(report)
+    assert table is not None
+    assert table.rows[0][1:3] == ("6", "6 (81.0 %)")
+    del report["data"]["class_names"]  # as in reports of before it was told
+    assert changed_table(report) == changed_table({**report, "data": {**report["data"], "class_names": None}})
 
 
 def test_changed_answers_say_what_became_of_them(report: dict[str, Any]) -> None:
     table = changed_table(report)
     assert table is not None
-    assert table.rows[0] == ("37", "6", "6 (81.0 %)", "0 (66.0 %)", "was right")
+    assert table.rows[0] == ("37", "shirt", "shirt (81.0 %)", "T-shirt (66.0 %)", "was right")
     assert table.rows[5][4] == "wrong before and after"
     report["changed"][0]["label"] = None
     unlabelled = changed_table(report)
@@ -130,7 +140,7 @@ def test_the_journey_says_what_each_step_bought_and_which_latency_is_noise(repor
     table = journey_table(report)
     assert table is not None
     assert table.rows[0][2:] == ("705 KB", "282 µs", "0.8897")
-    assert table.rows[1][2:] == ("142 KB (4.97×)", "113 µs (2.50×)", "0.8879 (-0.0018)")
+    assert table.rows[1][2:] == ("142 KB (4.97×)", "113 µs (2.50×)", "0.8879 (−0.0018)")
     assert table.rows[2][3] == "112 µs (1.01×, not significant)"
 
 
@@ -160,6 +170,7 @@ def test_the_markdown_fits_a_comment_with_the_verdict_and_the_key_table_before_t
     assert len(top.splitlines()) < 30
     assert top.startswith("# ✓ Compression report\n")
     assert "**Passed: " in top
+    assert f"- model fashion/model.pt, sha256 {'9b1c' * 16}\n" in text
     for figure in ("76.8× smaller", "[278–285 µs]", "drop 0.0035 [0.0006 to 0.0064]"):
         assert figure in top
     assert f"**{SHIPPED}**" in top

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.units import BYTES, MILLISECONDS, milliseconds, whole_bytes
+from compress.units import BYTES, MILLISECONDS, milliseconds, signed, whole_bytes
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,17 @@ def test_a_number_and_its_unit_multiply(value: float, unit: str) -> None:
 @given(st.integers(0, 10**9), st.sampled_from(sorted(BYTES)))
 def test_whole_sizes_are_exact(value: int, unit: str) -> None:
     assert whole_bytes(f"{value}{unit}") == value * BYTES[unit]
+
+
+@pytest.mark.parametrize(
+    ("number", "form", "expected"),
+    [
+        (0.0012, ".4f", "+0.0012"),
+        (-0.0012, ".4f", "−0.0012"),
+        (-0.00001, ".4f", "0.0000"),
+        (0.0, ".4f", "0.0000"),
+        (-12_345, ",", "−12,345"),
+    ],
+)
+def test_a_change_has_the_true_minus_and_nothing_has_no_sign(number: float, form: str, expected: str) -> None:
+    assert signed(number, form) == expected

@@ -21,7 +21,7 @@ from compress.cli.benchmark import benchmark
 from compress.cli.check import check
 from compress.cli.compare import compare
 from compress.cli.completion import completion
-from compress.cli.console import complain
+from compress.cli.console import complain, write_what_the_output_knows
 from compress.cli.curve import curve
 from compress.cli.demo import demo
 from compress.cli.doctor import doctor
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = DEBUG in given
+    write_what_the_output_knows()
     # Warnings of torch and of the exporters are about our calls, not about the user's model.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StandardError()])
     if debug:
@@ -99,7 +100,7 @@ def _status(arguments: list[str], debug: bool) -> int:
         return 1
     except (KeyboardInterrupt, click.Abort):
         kept = " What was finished is kept: the same command with --resume goes on from there."
-        complain(f"\nInterrupted.{kept if _resumable(arguments) else ''}")
+        complain(f"Interrupted.{kept if _resumable(arguments) else ''}")
         return 130
     except BrokenPipeError:
         # The reader of our output left (| head): nothing more to say, and nothing to say it to.

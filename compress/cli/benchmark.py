@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +71,17 @@ def _opened(
     from compress.values import Variant
 
     variants = []
-    for file in files:
+    for name, file in zip(_names(files), files, strict=True):
         recipe = recipe_from(file, options)
         opened = open_inputs(recipe, display)
         if opened.state.onnx is None:
             raise ModelError(f"{file} is not an ONNX file. Run `compress export {file}` first.")
-        name = file.stem if [f.stem for f in files].count(file.stem) == 1 else str(file)
         variants.append(Variant(name, "benchmark", opened.state.onnx))
     return tuple(variants), recipe, opened
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """What tells the files apart: their names, else their paths, else their numbers, as where one is given twice."""
+    stems = [file.stem for file in files]
+    names = [stem if stems.count(stem) == 1 else str(file) for stem, file in zip(stems, files, strict=True)]
+    return [name if names.count(name) == 1 else f"{number} {name}" for number, name in enumerate(names, 1)]

@@ -92,12 +92,12 @@ def check(
     lines = (gate.files_line(files.problems, files.count), *gate.check(report, limits))
     if junit is not None:
         write_atomically(junit, junit_xml(lines, str(run_directory)))
+    if github == "yes" or (github == "auto" and os.environ.get("GITHUB_ACTIONS") == "true"):
+        _tell_github(lines, report, run_directory, to_stderr=as_json)
     if as_json:
         emit(gate.as_dict(lines, report))
     else:
         _show(lines)
-    if github == "yes" or (github == "auto" and os.environ.get("GITHUB_ACTIONS") == "true"):
-        _tell_github(lines, report, run_directory, to_stderr=as_json)
     return 0 if gate.passed(lines) else NOT_MET
 
 
@@ -121,10 +121,15 @@ def _show(lines: Sequence[Line]) -> None:
 def _tell_github(lines: Sequence[Line], report: dict[str, Any], run: Path, to_stderr: bool) -> None:
     """The runner reads commands from both streams: with --json, standard output is left to the document."""
     from compress.cli.console import complain
+    from compress.errors import WorkspaceError
     from compress.reporting.annotations import job_summary, workflow_commands
 
     for command in workflow_commands(lines, str(run)):
         (complain if to_stderr else say)(command)
     if summary := os.environ.get(SUMMARY):
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(job_summary(lines, report))
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(job_summary(lines, report))
+        except OSError as error:
+            told = f"{SUMMARY}={summary} cannot be written: {error.strerror or error}."
+            raise WorkspaceError(f"{told} Unset it, or give --github no.") from error

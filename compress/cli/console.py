@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +20,8 @@ from compress.cli.progress import Finished, Track, Work, clock_text, left_text
 PLAIN_SECONDS = 15.0  # between two lines where there is no terminal
 WIDE = 90  # columns from which there is room for a bar
 NAME_WIDTH = 10  # of the longest stage
+# For an output that does not know them, such as one in code page 1252: a sign must not become "?".
+PLAIN = {"−": "-", "–": "-", "×": "x", "µ": "u", "·": "*", "…": "...", "✓": "yes", "✗": "no"}
 
 
 class Display:
@@ -44,7 +48,7 @@ class Display:
         self._told: dict[str, float] = {}  # label -> when its last plain line was printed, within the stage
 
     def __enter__(self) -> Display:
-        if self._console.is_terminal and not self._quiet:
+        if self._console.is_terminal and not self._console.is_dumb_terminal and not self._quiet:
             self._live = Live(self, console=self._console, transient=True, refresh_per_second=5)
             self._live.start()
         return self
@@ -163,6 +167,20 @@ def _show_plain(rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         cells = [f"{c:>{w}}" if n else f"{c:<{w}}" for n, (c, w) in enumerate(zip(row, widths, strict=True))]
         print("  ".join(cells).rstrip())
+
+
+def write_what_the_output_knows() -> None:
+    """Let characters that the encoding of an output has no form for be written as plain ones, and not be an error."""
+    codecs.register_error("compress.plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="compress.plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    found = error.object[error.start]
+    return PLAIN.get(found, found.encode("ascii", "backslashreplace").decode()), error.start + 1
 
 
 def say(text: str) -> None:

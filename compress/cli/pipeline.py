@@ -76,6 +76,5 @@ def pipeline(
     command = shlex.join(["compress", *sys.argv[1:]])
     with Display(quiet) as display:
         report = run(recipe, display, command)
-    status = show_report(report, recipe.out, as_json=as_json)
-    track(logs, recipe.out)
-    return status
+    track(logs, recipe.out)  # before the result: where it is refused, --json must leave standard output empty
+    return show_report(report, recipe.out, as_json=as_json)

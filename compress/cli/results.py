@@ -8,7 +8,7 @@ from pathlib import Path
 from compress.cli.console import emit, say, show_table
 from compress.measurement import Measurement
 from compress.reporting import Report, latency_table, variant_entries, variant_table, verdict_sentences
-from compress.reporting.tables import absences, limit_table, size_table
+from compress.reporting.tables import absences, limit_table, memory_table, size_table
 from compress.values import StageRecord
 
 NOT_MET = 3
@@ -37,7 +37,8 @@ def show_measurements(measurements: Sequence[Measurement], record: StageRecord) 
     """Print what a benchmark found, and what is to be known of it."""
     entries = variant_entries(measurements, Path())
     found = {"variants": entries, "shipped": None}
-    for table in (variant_table(entries), latency_table(entries), size_table(found), limit_table(found)):
+    latencies = (latency_table(entries), memory_table(found))
+    for table in (variant_table(entries), *latencies, size_table(found), limit_table(found)):
         if table is not None:
             show_table(table.columns, table.rows)
             say("")

@@ -17,7 +17,7 @@ from compress.errors import MeasurementError
 from compress.measurement.environment import available_threads
 from compress.measurement.intervals import share_interval
 from compress.measurement.metrics import Metric, MetricValue, Rated
-from compress.measurement.sessions import open_session
+from compress.measurement.sessions import first_line, open_session
 from compress.values import InputSpec, Model, OnnxModel, Progress, silent
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def outputs_of(
         progress: Told after every batch.
 
     Raises:
-        MeasurementError: the split is empty, or an output is not finite, or not one answer a sample.
+        MeasurementError: the split is empty, or an ONNX file does not run on its samples, or an output is not finite,
+            or not one answer a sample.
     """
     run = _torch_run(model, device) if isinstance(model, Model) else _onnx_run(model)
     size = 1 if isinstance(model, OnnxModel) and _is_dynamic(model) else _fitting(batch_size, model.inputs)
@@ -283,7 +284,12 @@ def _onnx_run(model: OnnxModel) -> Run:
     session = open_session(model.path, "cpu", available_threads())
 
     def run(inputs: tuple[Tensor, ...]) -> NDArray[np.float32]:
-        output = session.run(None, feeds(model.inputs, inputs))[0]
+        given = feeds(model.inputs, inputs)
+        try:
+            output = session.run(None, given)[0]
+        except Exception as error:  # onnxruntime's errors have no common base of their own
+            told = ", ".join(f"{name} {array.shape[1:]}" for name, array in given.items())
+            raise MeasurementError(f"does not run on samples of {told}: {first_line(error)}") from error
         return np.asarray(output, np.float32)
 
     return run

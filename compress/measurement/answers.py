@@ -46,7 +46,7 @@ class Answers:
 
     score: Score
     drop: float  # of `Score.figure`: 0 of the baseline itself
-    drop_low: float | None  # 95 % interval, paired; None: the baseline itself, or a metric too slow to resample
+    drop_low: float | None  # 95 % interval, paired; None: the baseline itself, or as of a metric
     drop_high: float | None
     mcnemar: McNemar | None = None  # against the baseline; None: the baseline itself, or no labels that are classes
     classes: tuple[ClassScore, ...] | None = None  # the largest drop first; None: as mcnemar
@@ -177,7 +177,7 @@ def paired_interval(scored: Scored, baseline: Scored, seed: int, confidence: flo
     """Of what a model loses of `Score.figure` against the baseline, on the same samples.
 
     Of accuracy it is `drop_interval`; of fidelity, which the baseline has all of, the interval of a share; of a metric
-    a bootstrap, or None where the function is too slow for one.
+    a bootstrap, or None where the function is too slow for one; None too where one sample is all there is to draw.
     """
     if scored.rated is not None and baseline.rated is not None:
         return scored.rated.drop_interval(baseline.rated, seed, confidence)

@@ -63,7 +63,8 @@ def changed_examples(
     Among each, those first whose earlier answer lost most of its probability.
 
     Args:
-        baseline: Outputs (N, C) on ``split``; a single column is a yes-or-no question. Of others there are no examples.
+        baseline: Outputs (N, C) on ``split``; a single column is a yes-or-no question. Of others there are no examples,
+            nor where labels are no class numbers.
         shipped: The same of the compressed model.
         split: What both answered; the samples that are shown are read once more.
         n: Examples at most.
@@ -73,9 +74,11 @@ def changed_examples(
         For each its ``index`` in the source, ``label``, the answer ``before`` and ``after`` with the probability that
         each model gave its own, and an ``image`` (a PNG as a data URL) or a ``text``, where the sample is one.
     """
+    labels = baseline.labels
     if baseline.values.ndim > 2 or baseline.values.shape != shipped.values.shape:
         return []
-    labels = baseline.labels if baseline.labels is not None and baseline.labels.ndim == 1 else None
+    if labels is not None and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
+        return []  # of a metric: the answers are no classes
     before, after = top1(baseline.values), top1(shipped.values)
     ours, theirs = probabilities(shipped.values), probabilities(baseline.values)
     changed = np.flatnonzero(before != after)
@@ -142,7 +145,7 @@ def _image(sample: Tensor) -> str | None:
 
 def _pixels(sample: NDArray[Any]) -> NDArray[np.uint8] | None:
     """(H, W) or (H, W, 3), the smallest value black and the largest white: what --mean and --std did is not undone."""
-    if not np.issubdtype(sample.dtype, np.floating) and sample.dtype != np.uint8:
+    if (not np.issubdtype(sample.dtype, np.floating) and sample.dtype != np.uint8) or not np.isfinite(sample).all():
         return None
     if sample.ndim == 3 and sample.shape[0] in _CHANNELS:
         sample = np.moveaxis(sample, 0, -1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from compress.errors import MeasurementError
+from compress.measurement.sessions import first_line
 
 Energy = Literal["no", "auto", "rapl", "codecarbon"]
 
@@ -98,20 +99,26 @@ class Codecarbon:
         self._tracker: Any = None
 
     def start(self) -> None:
-        codecarbon: Any = importlib.import_module("codecarbon")
-        logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it talks before it reads its own log_level
-        self._tracker = codecarbon.OfflineEmissionsTracker(
-            country_iso_code="USA",  # decides emissions, which are not used
-            measure_power_secs=1,
-            save_to_file=False,
-            log_level="critical",
-            tracking_mode="machine",
-        )
-        self._tracker.start()
+        try:
+            codecarbon: Any = importlib.import_module("codecarbon")
+            logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it talks before it reads its own log_level
+            self._tracker = codecarbon.OfflineEmissionsTracker(
+                country_iso_code="USA",  # decides emissions, which are not used
+                measure_power_secs=1,
+                save_to_file=False,
+                log_level="critical",
+                tracking_mode="machine",
+            )
+            self._tracker.start()
+        except Exception as error:  # it asks all sorts of hardware and files
+            raise MeasurementError(f"codecarbon cannot start: {first_line(error)}") from error
 
     def stop(self) -> float:
-        self._tracker.stop()
-        return float(self._tracker.final_emissions_data.energy_consumed) * _MJ
+        try:
+            self._tracker.stop()
+            return float(self._tracker.final_emissions_data.energy_consumed) * _MJ
+        except Exception as error:
+            raise MeasurementError(f"codecarbon found nothing: {first_line(error)}") from error
 
 
 def _packages(powercap: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from scipy import optimize, stats
 CONFIDENCE = 0.95
 RESAMPLES = 2000  # of a bootstrap: its two ends then vary by about 2 % of the interval's width
 
+_FEW = 10  # samples, of fewer than which a bootstrap's own percentiles stay within too narrow a range
 _CHUNK = 2**22  # sample numbers drawn at once: 32 MB
 
 Interval = tuple[float, float]  # low, high
@@ -60,8 +61,10 @@ def _score(true: float, lost: int, won: int, n: int) -> float:
     return distance / sqrt(max(variance, np.finfo(float).tiny))
 
 
-def mean_interval(values: NDArray[np.float64], seed: int, confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(values: NDArray[np.float64], seed: int, confidence: float = CONFIDENCE) -> Interval | None:
     """The interval of the mean of one value a sample: that of a share where all are 0 or 1, else a bootstrap.
+
+    None: a single sample does not tell how much samples differ.
 
     Args:
         values: (N,) at least one.
@@ -73,29 +76,62 @@ def mean_interval(values: NDArray[np.float64], seed: int, confidence: float = CO
 
 def mean_drop_interval(
     reference: NDArray[np.float64], changed: NDArray[np.float64], seed: int, confidence: float = CONFIDENCE
-) -> Interval:
-    """The interval of the mean of reference - changed, sample by sample: `drop_interval` where all are 0 or 1."""
+) -> Interval | None:
+    """The interval of the mean of reference - changed, sample by sample: `drop_interval` where all are 0 or 1.
+
+    None: as of `mean_interval`.
+    """
     if np.isin(reference, (0, 1)).all() and np.isin(changed, (0, 1)).all():
         lost, won = int((reference > changed).sum()), int((changed > reference).sum())
         return drop_interval(lost, won, len(reference), confidence)
     return _bootstrap_mean(reference - changed, seed, confidence)
 
 
-def percentile_interval(found: NDArray[np.float64], confidence: float = CONFIDENCE) -> Interval:
-    """The percentile interval of what a bootstrap found (Efron 1979): between its tails.
+def bootstrap_interval(found: NDArray[np.float64], n: int, confidence: float = CONFIDENCE) -> Interval | None:
+    """The interval of what a bootstrap of ``n`` samples found; None of a single one.
+
+    `expanded_interval`; of fewer than 10 samples, whose resamples do not reach far enough, a t interval with the
+    bootstrap's standard error. (Plain percentiles held the mean of 5 normal values in 82 % of 1500 trials, of 10 in
+    91 %; these in 95 %.)
 
     Args:
         found: (R,) the figure, for each resample.
+        n: What was drawn from.
+        confidence: Two-sided.
     """
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(found, [tail, 100 - tail])
+    if n < 2:
+        return None
+    if n >= _FEW:
+        return expanded_interval(found, n, confidence)
+    middle, reach = float(found.mean()), normal_reach(n, confidence) * float(found.std())
+    return middle - reach, middle + reach
+
+
+def expanded_interval(found: NDArray[np.float64], n: int, confidence: float = CONFIDENCE) -> Interval:
+    """The expanded percentile interval of what a bootstrap found: between tails that are cut where `normal_reach` is.
+
+    Hesterberg 2015, "What teachers should know about the bootstrap".
+
+    Args:
+        found: (R,) the figure, for each resample.
+        n: What was drawn from, at least 2.
+        confidence: Two-sided.
+    """
+    tail = float(stats.norm.cdf(-normal_reach(n, confidence)))
+    low, high = np.quantile(found, (tail, 1 - tail))
     return float(low), float(high)
 
 
-def _bootstrap_mean(values: NDArray[np.float64], seed: int, confidence: float) -> Interval:
+def normal_reach(n: int, confidence: float = CONFIDENCE) -> float:
+    """How many of a bootstrap's standard errors an interval reaches: those of ``n`` samples are too small, by
+    sqrt((n - 1) / n), and are not known but estimated, as a t interval allows for."""
+    return float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sqrt(n / (n - 1))
+
+
+def _bootstrap_mean(values: NDArray[np.float64], seed: int, confidence: float) -> Interval | None:
     generator, rows = np.random.default_rng(seed), max(1, _CHUNK // len(values))
     means = [
         values[generator.integers(0, len(values), (min(rows, RESAMPLES - done), len(values)))].mean(axis=1)
         for done in range(0, RESAMPLES, rows)
     ]
-    return percentile_interval(np.concatenate(means), confidence)
+    return bootstrap_interval(np.concatenate(means), len(values), confidence)

@@ -155,8 +155,9 @@ def time_together(
                 progress(label, number * plan.rounds_each + done + 1, plan.launches * plan.rounds_each)
             for lane in lanes:
                 lane.attempt(lane.look)
-            for lane in lanes if power is not None and number == plan.launches - 1 else ():
-                lane.attempt(partial(lane.take_energy, power))
+            if power is not None and number == plan.launches - 1:
+                for lane in lanes:
+                    lane.attempt(partial(lane.take_energy, power))
     return [lane.timing() for lane in lanes]
 
 

@@ -6,9 +6,7 @@ off ONNX Runtime's profile: the nodes that really run after its fusions, with th
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod, sqrt
@@ -19,7 +17,7 @@ import numpy as np
 import onnxruntime
 
 from compress.measurement.ceilings import Machine, machine
-from compress.measurement.sessions import open_session
+from compress.measurement.placement import profiled
 from compress.models.onnx_file import first_line
 from compress.values import InputSpec
 
@@ -29,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 Bound = Literal["compute", "memory", "overhead"]
 Shape = tuple[int, ...]
-
-_KERNEL = "_kernel_time"  # ends the name of the event of a node that ran
 
 # Operator -> the input with its weight. Integer kernels, by the peak of int8; the others by that of float32.
 # MatMulNBits computes in one or the other, which the profile does not tell: the least time is that of int8.
@@ -148,13 +144,7 @@ def work_of(path: Path, inputs: Sequence[InputSpec], batch: int, threads: int) -
         Exception: onnxruntime cannot run the file with zeros for inputs.
     """
     zeros = {spec.name: np.zeros((batch, *spec.shape), spec.dtype) for spec in inputs}
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_session(path, "cpu", threads, _plain_session, profile=Path(folder) / "profile")
-        session.run(None, zeros)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        del session  # closes the file, which Windows needs before the folder can go
-    kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)]
-    return tuple(_work(event["args"]) for event in kernels)
+    return tuple(_work(event["args"]) for event in profiled(path, "cpu", threads, zeros, _plain_session))
 
 
 def _plain_session(source: str | bytes, options: onnxruntime.SessionOptions, **others: Any) -> Any:

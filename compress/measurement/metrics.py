@@ -21,9 +21,9 @@ from compress.measurement.intervals import (
     CONFIDENCE,
     RESAMPLES,
     Interval,
+    bootstrap_interval,
     mean_drop_interval,
     mean_interval,
-    percentile_interval,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class MetricValue:
 
     name: str
     value: float  # in the metric's own unit, higher is better
-    low: float | None  # 95 % interval; None: not asked for, or the function is too slow to resample
+    low: float | None  # 95 % interval; None: not asked for, one sample, or the function is too slow to resample
     high: float | None
     n: int  # samples
     resamples: int = 0  # times that the function was called for the interval; 0 where it gives a value a sample
@@ -62,11 +62,11 @@ class Rated:
         if seed is None:
             return MetricValue(self.name, self.value, None, None, self.n)
         if self.each is not None:
-            low, high = mean_interval(self.each, seed)
+            low, high = mean_interval(self.each, seed) or (None, None)
             return MetricValue(self.name, self.value, low, high, self.n)
-        interval, count = _interval(self.resampled)
-        lowest, highest = interval or (None, None)
-        return MetricValue(self.name, self.value, lowest, highest, self.n, count)
+        interval, count = _interval(self.resampled, self.n)
+        low, high = interval or (None, None)
+        return MetricValue(self.name, self.value, low, high, self.n, count)
 
     def drop_interval(self, baseline: Rated, seed: int, confidence: float = CONFIDENCE) -> Interval | None:
         """Of the baseline's value - this one, on the same samples, drawn again together."""
@@ -75,7 +75,7 @@ class Rated:
         if self.resampled is None or baseline.resampled is None:
             return None
         count = min(len(self.resampled), len(baseline.resampled))  # the same draws for both, in the same order
-        return _interval(baseline.resampled[:count] - self.resampled[:count], confidence)[0]
+        return _interval(baseline.resampled[:count] - self.resampled[:count], self.n, confidence)[0]
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,14 @@ def load_metric(spec: str) -> Metric:
     return Metric(spec, spec.rpartition(":")[2], function)
 
 
-def _interval(resampled: NDArray[np.float64] | None, confidence: float = CONFIDENCE) -> tuple[Interval | None, int]:
-    """The interval, where enough resamples have a value, and how many have."""
+def _interval(
+    resampled: NDArray[np.float64] | None, n: int, confidence: float = CONFIDENCE
+) -> tuple[Interval | None, int]:
+    """The interval, where enough resamples of ``n`` samples have a value, and how many have."""
     if resampled is None:
         return None, 0
     finite = resampled[np.isfinite(resampled)]
-    return (percentile_interval(finite, confidence) if len(finite) >= _FEWEST else None), len(finite)
+    return (bootstrap_interval(finite, n, confidence) if len(finite) >= _FEWEST else None), len(finite)
 
 
 def _locked(values: NDArray[Any] | None) -> Any:

@@ -76,12 +76,7 @@ def placement(
             puts that on purpose.
     """
     row = provider_of(provider)
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_session(model, provider, threads, factory, profile=Path(folder) / "profile")
-        bind(session, provider, feeds)()
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        del session  # closes the file, which Windows needs before the folder can go
-    nodes, name = ran(events), row.name
+    nodes, name = ran(profiled(model, provider, threads, feeds, factory)), row.name
     found = _placement(nodes, name)
     if not found.nodes.get(name):
         others = ", ".join(f"{other} {count}" for other, count in found.nodes.items()) or "nothing ran"
@@ -99,6 +94,25 @@ def placement(
     return found
 
 
+def profiled(
+    model: Path | bytes,
+    provider: Provider,
+    threads: int,
+    feeds: Feeds,
+    factory: Factory = onnxruntime.InferenceSession,
+) -> list[dict[str, Any]]:
+    """Run a model once under ONNX Runtime's profiler; return the events of the nodes that ran.
+
+    The arguments are those of `placement`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(model, provider, threads, factory, profile=Path(folder) / "profile")
+        bind(session, provider, feeds)()
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        del session  # closes the file, which Windows needs before the folder can go
+    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith(_RAN)]
+
+
 @dataclass(frozen=True)
 class Node:
     """One node of a session that ran."""
@@ -111,8 +125,8 @@ class Node:
 
 
 def ran(events: Iterable[Mapping[str, Any]]) -> tuple[Node, ...]:
-    """The nodes in the events of ONNX Runtime's profile; one that ran several times, as in a loop's body, once."""
-    kernels = (e for e in events if e.get("cat") == "Node" and e["name"].endswith(_RAN) and e["args"].get("provider"))
+    """The nodes in the events of `profiled`; one that ran several times, as in a loop's body, once."""
+    kernels = (event for event in events if event["args"].get("provider"))
     nodes = (
         Node(
             name=event["name"].removesuffix(_RAN),

@@ -175,7 +175,7 @@ def open_session(
             session = factory(source, options, providers=_chain(row, threads), enable_fallback=False)
     except Exception as error:  # onnxruntime's errors have no common base of their own
         told = "the model" if isinstance(model, bytes) else str(model)
-        raise MeasurementError(f"{row.name} cannot run {told}: {_first_line(error)}") from error
+        raise MeasurementError(f"{row.name} cannot run {told}: {first_line(error)}") from error
     found = list(session.get_providers())
     if found[:1] != [row.name]:
         raise MeasurementError(
@@ -205,7 +205,7 @@ def bind(session: Any, provider: Provider, feeds: Feeds) -> Callable[[], object]
     try:
         return _bound(session, device, feeds)
     except Exception as error:  # as above
-        raise MeasurementError(f"the inputs could not be bound on {device}: {_first_line(error)}") from error
+        raise MeasurementError(f"the inputs could not be bound on {device}: {first_line(error)}") from error
 
 
 def _bound(session: Any, device: str, feeds: Feeds) -> Callable[[], object]:
@@ -229,7 +229,7 @@ def trial(provider: Provider, factory: Factory = onnxruntime.InferenceSession) -
         session = open_session(_tiny_model(), provider, 1, factory)
         (result,) = session.run(None, {"x": np.array([-1.0, 2.0], np.float32)})
     except Exception as error:  # whatever it is, the provider cannot be used
-        return _first_line(error)
+        return first_line(error)
     right = np.array_equal(np.asarray(result), [0.0, 2.0])
     return None if right else f"{PROVIDERS[provider].name} answers {np.asarray(result).tolist()} to Relu([-1, 2])."
 
@@ -295,7 +295,8 @@ def _tiny_model() -> bytes:
     return data
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut where it is very long; its type where it has no text."""
     lines = str(error).strip().splitlines()
     line = lines[0] if lines else type(error).__name__
     return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -60,8 +61,10 @@ class BenchmarkConfig:
                 problems.append(f"{name}={getattr(self, name)} names one twice")
         if self.energy not in get_args(Energy):
             problems.append(f"energy={self.energy!r}: allowed are {', '.join(get_args(Energy))}")
-        if self.seconds <= 0:
-            problems.append(f"seconds={self.seconds} must be above 0")
+        if not 0 < self.seconds < math.inf:
+            problems.append(f"seconds={self.seconds} must be above 0, and finite")
+        if not math.isfinite(self.sensitivity_seconds):
+            problems.append(f"sensitivity_seconds={self.sensitivity_seconds} must be finite")
         least = {"min_samples": 1, "rounds": 2, "launches": 1, "accuracy_batch": 1, "synthetic_samples": 8}
         least["sensitivity_seconds"] = 0
         problems += [

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from compress.errors import MeasurementError
 from compress.measurement.placement import placement
-from compress.measurement.sessions import Factory, bind, open_session
+from compress.measurement.sessions import Factory, bind, first_line, open_session
 from compress.measurement.turns import MS, Call, Clock, awake, time_calls, warm_up
 
 _STATUS = Path("/proc/self/status")
@@ -68,8 +68,7 @@ class Worker:
         except MeasurementError:
             raise
         except Exception as error:  # onnxruntime's errors have no common base of their own
-            lines = str(error).strip().splitlines()
-            raise MeasurementError(f"{request} failed: {lines[0] if lines else type(error).__name__}") from error
+            raise MeasurementError(f"{request} failed: {first_line(error)}") from error
 
     def start(self) -> None:
         """Answered once everything is imported."""

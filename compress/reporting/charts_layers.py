@@ -14,6 +14,7 @@ from compress.reporting import charts
 from compress.reporting import format as fmt
 from compress.reporting.charts import WIDTH, Chart, Mark, Row, Scale, Segment
 from compress.reporting.plots import short
+from compress.reporting.tables import class_name
 from compress.reporting.weights import layer_entries
 
 Report = Mapping[str, Any]
@@ -106,12 +107,12 @@ def bytes_chart(report: Report) -> Folded | None:
 
 
 def widths_chart(report: Report) -> Folded | None:
-    """Channels of each layer before and after; None where none left."""
+    """Channels of each layer and those that are left; None where all are."""
     layers = [layer for layer in _changed(report) if layer["before"]["channels"]]
     if all(_left(layer, "channels") == layer["before"]["channels"] for layer in layers):
         return None
-    rows = [_pair(layer, "channels", max(each["before"]["channels"] for each in layers)) for layer in layers]
-    return _fold("widths", "Channels of each layer, before and after", rows, "layers")
+    rows = [_pair(layer, "channels") for layer in layers]
+    return _fold("widths", "Channels of each layer", rows, "layers", "the share of its channels that is left")
 
 
 def weights_chart(report: Report) -> Folded | None:
@@ -119,7 +120,7 @@ def weights_chart(report: Report) -> Folded | None:
     layers = _changed(report)
     if all(_left(layer, "nonzero") == layer["before"]["nonzero"] for layer in layers):
         return None
-    rows = [_pair(layer, "nonzero", layer["before"]["nonzero"]) for layer in layers]
+    rows = [_pair(layer, "nonzero") for layer in layers]
     return _fold(
         "weights", "Weights of each layer that are not zero", rows, "layers", "the share of its weights that is left"
     )
@@ -160,7 +161,7 @@ def classes_chart(report: Report) -> Folded | None:
         segment = Segment(before, after, "worse" if after < before else "saved", 3)
         marks = (Mark(before, "ring", "hollow-quiet"), Mark(after, "dot", "accent"))
         told = f"{each['accuracy']:.3f}, {_points(-each['drop'])}"
-        rows.append(Row(_class_name(each["label"]), told, (segment,), marks))
+        rows.append(Row(_class_label(report, each["label"]), told, (segment,), marks))
     note = f"ring original, dot what ships, from {max(0.0, low - 0.02):.2f} to 1; change in points"
     return _fold("classes", "The largest drop first", rows, "classes", note)
 
@@ -238,11 +239,11 @@ def _left(layer: Mapping[str, Any], key: str) -> int | None:
     return layer["after"][key] if layer["after"] else None
 
 
-def _pair(layer: Mapping[str, Any], key: str, longest: int) -> Row:
+def _pair(layer: Mapping[str, Any], key: str) -> Row:
     before, after = layer["before"][key], _left(layer, key)
-    segments = [Segment(0, before / max(1, longest), "pale")]
+    segments = [Segment(0, 1, "pale")]
     if after:
-        segments.append(Segment(0, after / max(1, longest), "accent"))
+        segments.append(Segment(0, min(1.0, after / before) if before else 1.0, "accent"))
     told = "gone" if after is None else _short_count(after)
     return Row(
         layer["name"], _short_count(before) if before == after else f"{_short_count(before)} → {told}", tuple(segments)
@@ -261,8 +262,9 @@ def _dense(name: str, title: str, rows: Sequence[Row], note: str) -> Chart:
     return Chart(name, title, "; ".join(f"{row.label} {row.text}" for row in rows), height, body, note=note)
 
 
-def _class_name(label: int | str) -> str:
-    return f"class {label}" if isinstance(label, int) else label
+def _class_label(report: Report, label: int | str) -> str:
+    name = class_name(report, label)
+    return f"class {name}" if name.isdecimal() else name
 
 
 def _more(folded: int, left: int, what: str) -> str:

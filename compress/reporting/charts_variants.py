@@ -145,19 +145,15 @@ def _distribution(report: Report, timed: Sequence[tuple[Entry, Mapping[str, Any]
     for name, q in found:
         kept = [(scale(value), height(share / 100)) for share, value in enumerate(q) if value <= scale.high]
         parts.append(charts.polyline(kept, wanted[name]))
-    for (name, q), share in zip(found, (30, 70), strict=False):
-        x, ships = scale(q[share]), name == report["shipped"]
-        right = WIDTH - x >= x - left
-        room = (WIDTH - x if right else x - left) - 8
-        shown = charts.fitting(name, "", room, charts.BOLD if ships else charts.LETTER)
-        where = (x + 8, height(share / 100) + 4) if right else (x - 8, height(share / 100) + 4)
-        parts.append(charts.text(*where, shown, "start" if right else "end", "halo strong" if ships else "halo"))
     told = "; ".join(
         f"{name}: " + ", ".join(f"{share} % within {fmt.duration(q[share])}" for share in (5, 25, 50, 75, 95, 99))
         for name, q in found
     )
-    title, note = "Share of calls that took at most so long", "the original and what ships, to p99"
-    return Chart("latency-distribution", title, told, bottom + AXIS, charts.join(parts), note=note)
+    title, key = (
+        "Share of calls that took at most so long",
+        tuple((wanted[name].removesuffix("-line"), name) for name, _ in found),
+    )
+    return Chart("latency-distribution", title, told, bottom + AXIS, charts.join(parts), key, note="to p99")
 
 
 def _limit_row(variant: Entry, limit: Mapping[str, Any], timing: Mapping[str, Any], shipped: str) -> Row:

@@ -1,4 +1,4 @@
-"""The few large figures at the top of the report: size, latency, accuracy and what ships."""
+"""The top of the report: the verdict in a line, and a few large figures with all that is to be known of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from compress.reporting.summary import (
     main_latency,
     shipped_bytes,
     shipped_entry,
+    size_words,
     speedup_words,
 )
 
@@ -29,27 +30,41 @@ class Headline:
     lines: tuple[str, ...]  # what it was, and how sure it is
 
 
+def verdict_line(report: Report) -> str:
+    """Whether it passed and why, in as few words as a phone has lines for; `headline_figures` tells how sure it is."""
+    verdict, name = report["verdict"], report["shipped"]
+    if verdict["met"] and name == report["variants"][0]["name"]:
+        told = f"nothing that was made is better than the original, {name} ships."
+    elif verdict["met"]:
+        verb = "gains" if verdict["drop"] < 0 else "loses"
+        lost = f"{verb} {fmt.fraction(abs(verdict['drop']))} of {verdict['measured_in']}"
+        told = f"{name} {lost} ({fmt.fraction(verdict['max_drop'])} allowed)."
+    elif len(report["variants"]) == 1:
+        told = f"nothing was made besides {name}."
+    else:
+        told = f"no variant kept its {verdict['measured_in']} on validation, {name} ships."
+    return f"{'Passed' if verdict['passed'] else 'Not passed'}: {told}"
+
+
 def headline_figures(report: Report) -> tuple[Headline, ...]:
     """Download, latency, accuracy (fidelity, metric) of what ships, each against the original."""
     shipped = shipped_entry(report)
-    latency = _latency(report, shipped)
-    return (_size(report), *([latency] if latency is not None else []), _answers(report, shipped))
+    return _size(report), _latency(report, shipped), _answers(report, shipped)
 
 
 def _size(report: Report) -> Headline:
     baseline = report["variants"][0]
     original = f"{fmt.size(baseline['raw_bytes'])}, {fmt.size(baseline['zip_bytes'])} zipped, originally"
-    return Headline(
-        "Download", fmt.size(shipped_bytes(report)), (f"{fmt.ratio(report['verdict']['zip_ratio'])} smaller", original)
-    )
+    return Headline("Download", fmt.size(shipped_bytes(report)), (size_words(report["verdict"]["zip_ratio"]), original))
 
 
-def _latency(report: Report, shipped: Entry) -> Headline | None:
+def _latency(report: Report, shipped: Entry) -> Headline:
     position = main_latency(report["variants"])
     if position is None or shipped["latency"][position]["p50_ms"] is None:
-        return None
+        return Headline("Latency, p50", fmt.NOTHING, ("Latency could not be measured.",))
     ours, theirs = shipped["latency"][position], report["variants"][0]["latency"][position]
-    where = f"{fmt.provider(ours['provider'])}, batch {ours['batch']}, threads {ours['threads']}"
+    threads = f"{ours['threads']}\u00a0thread{'s' if ours['threads'] != 1 else ''}"
+    where = f"{fmt.provider(ours['provider'])}, batch\u00a0{ours['batch']}, {threads}"
     if shipped is report["variants"][0]:
         return Headline("Latency, p50", fmt.duration(ours["p50_ms"]), (where,))
     return Headline(

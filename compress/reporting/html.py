@@ -5,6 +5,7 @@ A section whose figures a report does not hold is left out, so that reports of e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,16 +22,10 @@ from compress.reporting.charts_layers import (
 )
 from compress.reporting.charts_pareto import pareto_charts
 from compress.reporting.charts_variants import journey_charts, latency_charts, limit_chart
-from compress.reporting.headline import headline_figures
+from compress.reporting.headline import headline_figures, verdict_line
 from compress.reporting.quantization_report import quantization_section, quantize_figures
-from compress.reporting.summary import (
-    latency_table,
-    sparsity_sentences,
-    sparsity_table,
-    variant_table,
-    verdict_sentences,
-)
-from compress.reporting.tables import absences, memory_table, placement_table, size_table, timed_table
+from compress.reporting.summary import doubts, latency_table, sparsity_sentences, sparsity_table, variant_table
+from compress.reporting.tables import absences, class_name, memory_table, placement_table, size_table, timed_table
 from compress.reporting.templates import environment
 
 # The sections, in their order: the name in the template, and the title.
@@ -60,12 +55,12 @@ def render_html(report: Mapping[str, Any]) -> str:
         .get_template("report.html.jinja")
         .render(
             report=report,
-            sentences=[
-                each for each in verdict_sentences(report) if each not in sparsity_sentences(report["variants"])
-            ],
+            verdict=verdict_line(report),
             headline=headline_figures(report),
+            doubts=doubts(report["verdict"]),
             sections=[(name, title) for name, title in SECTIONS if contents[name]],
             contents=contents,
+            class_name=functools.partial(class_name, report),
             fmt=fmt,
         )
     )
@@ -86,7 +81,7 @@ def _contents(report: Mapping[str, Any]) -> dict[str, Any]:
         "limit": limit_chart(report),
         "size": _some(
             charts=_drawn(kinds_chart(report), forms_chart(report)),
-            folded=_drawn(bytes_chart(report)),
+            folded=bytes_chart(report),
             table=size_table(report),
         ),
         "layers": _some(

@@ -82,7 +82,10 @@ def _folds(report: Report) -> Iterator[tuple[str, str]]:
     yield "Quantization", _quantization(report)
     yield "Where it runs", _tables(placement_table(two))
     yield "Stages", "\n".join(_stages(report))
-    yield "Data and environment", bullets((_data(report["data"]), *_environment(report["environment"])))
+    yield (
+        "Data and environment",
+        bullets((*_model(report), _data(report["data"]), *_environment(report["environment"]))),
+    )
 
 
 def grid(table: Table) -> str:
@@ -150,6 +153,11 @@ def _stages(report: Report) -> Iterator[str]:
         skipped = f": skipped, {stage['skipped']}" if stage["skipped"] else ""
         yield f"- **{stage['stage']}** ({fmt.seconds(stage['seconds'])}){skipped}"
         yield from (f"  - {' '.join(note.split())}" for note in stage["notes"])
+
+
+def _model(report: Report) -> Iterator[str]:
+    if model := report.get("model"):
+        yield f"model {model['path']}, sha256 {model['sha256']}"
 
 
 def _data(data: Mapping[str, Any]) -> str:

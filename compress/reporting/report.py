@@ -53,6 +53,7 @@ class Report:
     choice: Choice
     root: Path  # the run directory, which files are named relative to
     notes: tuple[str, ...] = ()
+    model: Mapping[str, Any] | None = None  # the file that was compressed: its path as given, its sha256
     shipped_zip_bytes: int | None = None  # of the zip as written, with the file's provenance; None: not written yet
     layers: tuple[LayerChange, ...] = ()  # of the baseline's file, against what ships
     changed: Sequence[Mapping[str, Any]] = field(default=())  # of `compress.measurement.changes.most_changed`
@@ -101,6 +102,7 @@ class Report:
             "seed": self.seed,
             "objective": self.objective,
             "environment": dict(self.environment),
+            "model": None if self.model is None else dict(self.model),
             "data": dict(self.data),
             "variants": variant_entries(self.measurements, self.root, self.choice, self.records),
             "shipped": self.choice.shipped,
@@ -135,6 +137,7 @@ def build_report(
     seed: int,
     command: str,
     root: Path,
+    model: Mapping[str, Any] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Report:
     """Choose what ships and put the report together.
@@ -145,6 +148,7 @@ def build_report(
         environment: Of `compress.measurement.environment.environment`.
         data: None where the inputs were made up.
         root: The run directory.
+        model: The file that was compressed: its path as given, its sha256.
         notes: On the run as a whole, one line each; those of the data follow them.
     """
     choice = choose(measurements, objective, max_drop)
@@ -159,6 +163,7 @@ def build_report(
         max_drop=max_drop,
         choice=choice,
         root=root,
+        model=model,
         notes=(*notes, *(data.notes if data is not None else ())),
     )
 
@@ -263,13 +268,14 @@ def _data_entry(data: Data) -> dict[str, Any]:
         "test": len(data.test),
         "sha256": data.sha256,
         "classes": data.classes,
+        "class_names": list(data.class_names) or None,
     }
 
 
 def _made_up(baseline: Measurement) -> dict[str, Any]:
     validation = 0 if baseline.validation is None else baseline.validation.score.n
     sizes = {"train": 0, "calibration": 0, "validation": validation, "test": baseline.test.score.n}
-    return {"name": "synthetic", **sizes, "sha256": None, "classes": None}
+    return {"name": "synthetic", **sizes, "sha256": None, "classes": None, "class_names": None}
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -123,7 +123,10 @@ def _paired(before: Mapping[str, Any], after: Mapping[str, Any], answers: tuple[
         theirs, ours = (kept.values.get(name) for kept, name in pairs)
         if theirs is None or ours is None:
             return {}
-        low, high = mean_drop_interval(theirs, ours, seed=0)
+        interval = mean_drop_interval(theirs, ours, seed=0)
+        if interval is None:
+            return {}
+        low, high = interval
         return {"change": _change(float(np.mean(ours) - np.mean(theirs)), -high, -low, not low <= 0 <= high)}
     if after["accuracy"] is None:
         return {"reason": "without labels each run is held to its own original; agreement is between the two files"}
@@ -206,7 +209,12 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
     names = dict.fromkeys((*before, *after))
     pairs = {name: (before.get(name), after.get(name)) for name in names}
-    return [{"name": name, **_pair(*pair)} for name, pair in pairs.items() if pair[0] != pair[1]]
+    return [{"name": name, **_pair(*pair)} for name, pair in pairs.items() if not _alike(*pair)]
+
+
+def _alike(before: Any, after: Any) -> bool:
+    """Whether two values mean the same; one where earlier versions took no list is a list of one."""
+    return bool(before == after or [before] == after or before == [after])
 
 
 def _variants(before: Report, after: Report) -> list[dict[str, Any]]:

@@ -42,6 +42,17 @@ def validate(report: Mapping[str, Any]) -> None:
     if problem is not None:
         message = problem.message if len(problem.message) <= _LONGEST else f"{problem.message[:_LONGEST]}…"
         raise ReportError(f"the report does not fit {FILE_NAME} at {problem.json_path}: {message}")
+    _check_names(report)
+
+
+def _check_names(report: Mapping[str, Any]) -> None:
+    """What a schema cannot say: that entries which refer to each other do."""
+    variants = report["variants"]
+    if report["shipped"] not in [variant["name"] for variant in variants]:
+        raise ReportError(f"the report ships {report['shipped']!r}, which is none of its variants.")
+    odd = next((v["name"] for v in variants if len(v["latency"]) != len(variants[0]["latency"])), None)
+    if odd is not None:
+        raise ReportError(f"the report has not as many latencies of {odd!r} as of {variants[0]['name']!r}.")
 
 
 def read(text: str | bytes, where: object = "report.json") -> dict[str, Any]:
@@ -55,7 +66,7 @@ def read(text: str | bytes, where: object = "report.json") -> dict[str, Any]:
         ReportError: it is no JSON, not a report, or of a newer version.
     """
     try:
-        report = json.loads(text)
+        report = json.loads(text, parse_constant=_no_number)
         validate(report)
     except ValueError as error:
         raise ReportError(f"{where} is not valid JSON: {error}. Run the pipeline again.") from error
@@ -63,6 +74,10 @@ def read(text: str | bytes, where: object = "report.json") -> dict[str, Any]:
         raise ReportError(f"{where}: {error}") from error
     filled: dict[str, Any] = _filled(report, schema())
     return filled
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _filled(value: Any, rule: Schema) -> Any:

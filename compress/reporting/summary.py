@@ -57,6 +57,11 @@ def main_latency(variants: Sequence[Entry]) -> int | None:
     return next((i for i, timing in enumerate(variants[0]["latency"]) if timing["p50_ms"] is not None), None)
 
 
+def size_words(zip_ratio: float) -> str:
+    """101× smaller; of a model so small that its zip is larger: 1.02× larger."""
+    return f"{fmt.ratio(zip_ratio)} smaller" if zip_ratio >= 1 else f"{fmt.ratio(1 / zip_ratio)} larger"
+
+
 def verdict_sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
     """What happened, in a few sentences; the first says whether it passed."""
     verdict, baseline, shipped = report["verdict"], report["variants"][0], shipped_entry(report)
@@ -74,10 +79,10 @@ def verdict_sentences(report: Mapping[str, Any]) -> tuple[str, ...]:
         first = f"Not passed: {name} was within the budget on validation, but {lost} ({allowed})."
     sizes = (
         f"{fmt.size(baseline['raw_bytes'])} became {fmt.size(shipped_bytes(report))} zipped, "
-        f"{fmt.ratio(verdict['zip_ratio'])} smaller."
+        f"{size_words(verdict['zip_ratio'])}."
     )
     latency = _latency_sentence(report, baseline, shipped)
-    return (first, *_doubt(verdict), sizes, *latency, *sparsity_sentences(report["variants"]))
+    return (first, *doubts(verdict), sizes, *latency, *sparsity_sentences(report["variants"]))
 
 
 def _drop_clause(verdict: Mapping[str, Any]) -> str:
@@ -89,7 +94,7 @@ def _drop_clause(verdict: Mapping[str, Any]) -> str:
     return f" [95 %: {signed_interval(found)}{nothing}]"
 
 
-def _doubt(verdict: Mapping[str, Any]) -> tuple[str, ...]:
+def doubts(verdict: Mapping[str, Any]) -> tuple[str, ...]:
     """A verdict that another test set might reverse says so."""
     found, allowed = verdict.get("drop_interval"), verdict["max_drop"]
     if found is None or not verdict["met"] or not found["low"] <= allowed < found["high"]:
@@ -189,8 +194,12 @@ def speedup_words(gain: Mapping[str, Any] | None) -> str:
 
 
 def drop_words(verdict: Mapping[str, Any]) -> str:
-    """The drop of what ships, how sure it is, and what is allowed."""
-    return f"drop {fmt.fraction(verdict['drop'])}{_drop_clause(verdict)}; {fmt.fraction(verdict['max_drop'])} allowed"
+    """The drop of what ships, how sure it is (95 %), and what is allowed."""
+    told, known = f"drop {fmt.fraction(verdict['drop'])}", verdict.get("drop_interval")
+    if known is not None:
+        nothing = known["low"] <= 0 <= known["high"]
+        told += f" [{signed_interval(known)}]{', no significant difference' if nothing else ''}"
+    return f"{told}; {fmt.fraction(verdict['max_drop'])} allowed"
 
 
 def answer_of(variant: Entry, measured_in: str) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from compress.reporting.summary import (
     main_latency,
     shipped_bytes,
     shipped_entry,
+    size_words,
     speedup_words,
 )
 
@@ -28,12 +29,20 @@ def key_table(report: Report) -> Table:
     return Table(("", "original", "ships", "change [95 %]"), rows)
 
 
+def class_name(report: Report, label: int | str | None) -> str:
+    """A class as the data names it, or its number."""
+    names = report["data"].get("class_names") or ()
+    if isinstance(label, int) and 0 <= label < len(names):
+        return str(names[label])
+    return fmt.NOTHING if label is None else str(label)
+
+
 def class_table(report: Report, most: int = 10) -> Table | None:
     """The classes that lost most of what ships, the largest loss first; None where they were not told apart."""
     found = sorted(shipped_entry(report).get("classes") or (), key=lambda one: -one["drop"])
     rows = tuple(
         (
-            str(one["label"]),
+            class_name(report, one["label"]),
             fmt.count(one["n"]),
             fmt.fraction(one["baseline"]),
             fmt.fraction(one["accuracy"]),
@@ -49,9 +58,9 @@ def changed_table(report: Report) -> Table | None:
     rows = tuple(
         (
             str(one["index"]),
-            fmt.NOTHING if one["label"] is None else str(one["label"]),
-            f"{one['before']} ({fmt.percent(one['before_probability'])})",
-            f"{one['after']} ({fmt.percent(one['after_probability'])})",
+            class_name(report, one["label"]),
+            f"{class_name(report, one['before'])} ({fmt.percent(one['before_probability'])})",
+            f"{class_name(report, one['after'])} ({fmt.percent(one['after_probability'])})",
             _fate(one),
         )
         for one in report.get("changed") or ()
@@ -170,7 +179,7 @@ def _size_row(report: Report, baseline: Entry) -> tuple[str, ...]:
         "download",
         before,
         f"{fmt.size(shipped_bytes(report))} zipped",
-        f"{fmt.ratio(report['verdict']['zip_ratio'])} smaller",
+        size_words(report["verdict"]["zip_ratio"]),
     )
 
 
