@@ -168,6 +168,7 @@ def test_all_of_the_page_fits_and_can_be_read(
     verdict = browser.find_element("tag name", "h1")
     assert verdict.is_displayed()
     assert verdict.rect["y"] + verdict.rect["height"] < height, "the verdict is not on the first screen"
+    assert verdict.rect["height"] < height / 9, "the verdict takes more than three lines"
     assert verdict.text.startswith(("Passed: ", "Not passed: "))
     browser.execute_script("document.querySelectorAll('details').forEach((each) => { each.open = !each.open; })")
     assert browser.execute_script(PROBLEMS, CONTRAST) == [], "with what was folded opened"

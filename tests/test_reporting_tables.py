@@ -170,7 +170,7 @@ def test_the_markdown_fits_a_comment_with_the_verdict_and_the_key_table_before_t
     assert len(top.splitlines()) < 30
     assert top.startswith("# ✓ Compression report\n")
     assert "**Passed: " in top
-    assert f"- model fashion/model.pt, sha256 {'9b1c' * 16}\n" in text
+    assert f"- model `fashion/model.pt`, sha256 {'9b1c' * 16}\n" in text
     for figure in ("76.8× smaller", "[278–285 µs]", "drop 0.0035 [0.0006 to 0.0064]"):
         assert figure in top
     assert f"**{SHIPPED}**" in top

@@ -96,7 +96,8 @@ def measure(
     for provider in config.providers:
         for count in counts:
             for batch in config.batches:
-                label = f"timing {provider}, {f'{count} threads, ' if len(counts) > 1 else ''}batch {batch}"
+                told = f"{count} thread{'s' if count > 1 else ''}, " if len(counts) > 1 else ""
+                label = f"timing {provider}, {told}batch {batch}"
                 plan = Plan(
                     provider=provider,
                     threads=count,

@@ -157,7 +157,7 @@ def _stages(report: Report) -> Iterator[str]:
 
 def _model(report: Report) -> Iterator[str]:
     if model := report.get("model"):
-        yield f"model {model['path']}, sha256 {model['sha256']}"
+        yield f"model `{model['path']}`, sha256 {model['sha256']}"
 
 
 def _data(data: Mapping[str, Any]) -> str:
