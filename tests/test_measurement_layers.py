@@ -117,3 +117,11 @@ def test_a_layer_that_is_gone_has_no_second_histogram(before: np.ndarray) -> Non
     found = histogram(before, None)
     assert (found.after, found.zeros_after) == (None, None)
     assert (found.edges, found.before) == (histogram(before, before[:0]).edges, histogram(before, before[:0]).before)
+
+
+def test_a_single_weight_far_out_does_not_hide_the_others() -> None:
+    many = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
+    found = histogram(np.append(many, np.float32(1000)), None)
+    assert found.edges[-1] < 10
+    assert sum(found.before) == 20_001
+    assert found.before[-1] >= 1

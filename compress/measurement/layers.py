@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 BINS = 61
 _DIGITS = 6  # of a histogram's edges: more than a picture shows
+_TAIL = (
+    0.001  # of the weights at either end lie in the first and the last bin, however far out: one would hide all others
+)
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _OUTPUT_AXIS = {"ConvTranspose": 1, "Gather": 1}  # of the weight, where it is not the first
 
@@ -147,16 +150,20 @@ def _flat(weights: Sequence[Floats]) -> Floats:
 
 
 def histogram(before: Floats, after: Floats | None) -> Histogram:
-    """The weights other than zero in ``BINS`` bins from the least of both to the largest; zeros apart.
+    """The weights other than zero in ``BINS`` bins; zeros apart.
+
+    The bins reach from the lower 0.1 % of each side to its upper 0.1 %; what lies farther out is in the first and the
+    last. Layers of fewer than a thousand weights have all of them inside.
 
     Args:
         before: Any number of weights, on one axis.
         after: The same of what is left; None: nothing is.
     """
     sides = [before[before != 0], *([] if after is None else [after[after != 0]])]
-    ends = [float(end) for side in sides if side.size for end in (side.min(), side.max())] or [0.0]
+    ends = [end for side in sides if side.size for end in _ends(side)] or [0.0]
+    low, high = min(ends), max(ends)
     # Equal bins and their range, not edges, for which numpy would sort.
-    made = [np.histogram(side.astype(np.float64), BINS, (min(ends), max(ends))) for side in sides]
+    made = [np.histogram(side.astype(np.float64).clip(low, high), BINS, (low, high)) for side in sides]
     counts = [tuple(int(count) for count in found) for found, _ in made]
     edges = made[0][1]
     return Histogram(
@@ -166,3 +173,9 @@ def histogram(before: Floats, after: Floats | None) -> Histogram:
         zeros_before=before.size - sides[0].size,
         zeros_after=None if after is None else after.size - sides[1].size,
     )
+
+
+def _ends(weights: Floats) -> tuple[float, float]:
+    """Between which all but the outermost weights lie."""
+    low = np.quantile(weights, _TAIL, method="lower")
+    return float(low), float(np.quantile(weights, 1 - _TAIL, method="higher"))
