@@ -271,3 +271,11 @@ def test_a_label_that_was_cut_fits_and_keeps_its_end(label: str, letter: float) 
     shown = fitting(label, "12.3 KB", letter=letter)
     assert (len(shown) + len("12.3 KB")) * letter <= WIDTH
     assert shown.endswith(label[-4:])
+
+
+def test_the_headline_claims_no_gain_that_could_be_chance() -> None:
+    report = example_report()
+    report["verdict"] |= {"drop": -0.001, "drop_interval": {"low": -0.004, "high": 0.002}}
+    assert "keeps its accuracy" in verdict_line(report)
+    report["verdict"]["drop_interval"] = {"low": -0.004, "high": -0.0002}
+    assert "gains 0.0010 of accuracy" in verdict_line(report)

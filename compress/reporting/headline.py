@@ -36,14 +36,20 @@ def verdict_line(report: Report) -> str:
     if verdict["met"] and name == report["variants"][0]["name"]:
         told = f"nothing that was made is better than the original, {name} ships."
     elif verdict["met"]:
-        verb = "gains" if verdict["drop"] < 0 else "loses"
-        lost = f"{verb} {fmt.fraction(abs(verdict['drop']))} of {verdict['measured_in']}"
-        told = f"{name} {lost} ({fmt.fraction(verdict['max_drop'])} allowed)."
+        told = f"{name} {_change(verdict)}."
     elif len(report["variants"]) == 1:
         told = f"nothing was made besides {name}."
     else:
         told = f"no variant kept its {verdict['measured_in']} on validation, {name} ships."
     return f"{'Passed' if verdict['passed'] else 'Not passed'}: {told}"
+
+
+def _change(verdict: Mapping[str, Any]) -> str:
+    figure, found = verdict["measured_in"], verdict.get("drop_interval")
+    if verdict["passed"] and found is not None and found["low"] <= 0 <= found["high"]:
+        return f"keeps its {figure}"
+    lost = f"{'gains' if verdict['drop'] < 0 else 'loses'} {fmt.fraction(abs(verdict['drop']))} of {figure}"
+    return f"{lost} ({fmt.fraction(verdict['max_drop'])} allowed)"
 
 
 def headline_figures(report: Report) -> tuple[Headline, ...]:
