@@ -90,8 +90,8 @@ def compared(timings: Sequence[Timing]) -> list[dict[str, Any]]:
 def slower(folder: Path, base: Path, seconds: float, threads: int) -> tuple[int, Path]:
     """The width whose file comes nearest to taking ``SLOWER`` times as long, and that file."""
     files = [written(folder, 32, 32, width) for width in WIDTHS]
-    times = [timing.p50_ms or 0.0 for timing in timed([base, *files], seconds, 10, threads, seed=0)]
-    nearest = int(np.argmin([abs(time / times[0] - SLOWER) for time in times[1:]]))
+    ratios = [found["value"] for found in compared(timed([base, *files], seconds, 10, threads, seed=0))]
+    nearest = int(np.argmin([abs(1 / ratio - SLOWER) for ratio in ratios]))
     return WIDTHS[nearest], files[nearest]
 
 
