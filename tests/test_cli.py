@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from compress.cli.benchmark import _names
 from compress.errors import CompressError, WorkspaceError
 from compress.recipe import Recipe
 from tests.conftest import Call, Outcome, tiny_cnn
@@ -388,3 +389,17 @@ def test_a_tracker_that_refuses_leaves_json_output_empty(call: Call, monkeypatch
     outcome = call("pipeline", "model.pt", "--data", "digits", "--tensorboard", "logs", "--json")
     assert (outcome.status, outcome.out) == (1, "")
     assert "MLflow refused" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (("a/m.onnx", "a/m.onnx"), ("1 a/m.onnx", "2 a/m.onnx")),  # an A/A run
+        (("a/m.onnx", "b/m.onnx"), ("a/m.onnx", "b/m.onnx")),
+        (("a/m.onnx", "b/int8.onnx"), ("m", "int8")),
+    ],
+)
+def test_files_that_are_measured_side_by_side_have_names_of_their_own(
+    files: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    assert tuple(_names(tuple(map(Path, files)))) == names
