@@ -66,6 +66,16 @@ SHORT: Mapping[str, str | tuple[str, ...]] = {
     "energy": "benchmark.energy",
 }
 
+# What an objective changes where the user names nothing else. Zeros buy no latency, so that accuracy goes to channels.
+FOR_OBJECTIVE: Mapping[str, Mapping[str, Any]] = {
+    "latency": {
+        "skip": ("sparsify",),
+        "prune.objective": "latency",
+        "prune.rounds": 8,
+        "prune.budget": 0.5,
+    },
+}
+
 # Tables whose keys are names of the user's own: left as they are written, and replaced as a whole, but for the one key
 # that a --set names.
 OWN_NAMES = ("factory_args", "layers")
@@ -162,7 +172,7 @@ def load_recipe(
         given = {**_table(merged, table), name: _value(value.strip())} if name else _value(value.strip())
         _merge(merged, _expanded({table: given}))
     merged["model"] = model
-    merged = _with_tuples(Recipe, merged)
+    merged = _with_tuples(Recipe, _for_objective(merged))
     problems += list(_unknown(Recipe, merged, ""))
     try:
         recipe = TypeAdapter(Recipe).validate_python(merged)
@@ -172,6 +182,13 @@ def load_recipe(
         where = f"{path}: " if path and len(problems) == 1 else f"{path}:\n  " if path else ""
         raise RecipeError(where + "\n  ".join(problems))
     return recipe
+
+
+def _for_objective(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, over those that their objective changes."""
+    base = _expanded(FOR_OBJECTIVE.get(str(tree.get("objective")), {}))
+    _merge(base, tree)
+    return base
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -152,3 +152,18 @@ def test_a_drop_above_1_is_for_metrics_in_another_unit() -> None:
 def test_what_is_no_number_is_refused_before_any_work(option: str, value: str) -> None:
     with pytest.raises(RecipeError, match=f"{option.rpartition('.')[2]}={value}"):
         load_recipe(None, {"metric": "quality:decibels"}, [f"{option}={value}"])
+
+
+def test_the_latency_objective_spends_all_rounds_on_channels(tmp_path: Path) -> None:
+    recipe = load_recipe(tmp_path / "model.pt", {"objective": "latency"})
+    assert recipe.skip == ("sparsify",)
+    assert (recipe.prune.objective, recipe.prune.budget) == ("latency", 0.5)
+    both = load_recipe(tmp_path / "model.pt", {"objective": "balanced"})
+    assert recipe.prune.rounds == both.prune.rounds + both.sparsify.rounds
+
+
+def test_what_an_objective_changes_gives_way_to_what_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "compress.toml").write_text('objective = "latency"\nskip = []\n[prune]\nrounds = 3\n')
+    recipe = load_recipe(tmp_path / "model.pt", {}, ["prune.budget=0.1"])
+    assert (recipe.skip, recipe.prune.rounds, recipe.prune.budget) == ((), 3, 0.1)
+    assert recipe.prune.objective == "latency"

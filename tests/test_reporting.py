@@ -134,6 +134,21 @@ def test_balanced_ships_nothing_that_is_slower_than_the_original() -> None:
     assert choose((BASE, tiny), "size", 0.01).shipped == "tiny"
 
 
+def test_of_alike_balances_the_most_accurate_ships() -> None:
+    smaller = measured("smaller", 1000, 0.5, validation=0.895)
+    better = measured("better", 1100, 0.5, validation=0.905)
+    choice = choose((BASE, smaller, better), "balanced", 0.01)
+    assert choice.shipped == "better"
+    assert choice.reasons["smaller"].startswith("less accurate, and hardly better balanced")
+    far = measured("far", 400, 0.5, validation=0.895)
+    assert choose((BASE, better, far), "balanced", 0.01).shipped == "far"
+
+
+def test_a_small_gain_ships_though_the_original_is_more_accurate() -> None:
+    gain = measured("gain", 9000, 1.0, validation=0.895)
+    assert choose((BASE, gain), "balanced", 0.01).shipped == "gain"
+
+
 def test_balanced_weighs_both() -> None:
     small, fast = measured("small", 1000, 1.0), measured("fast", 9000, 0.25)
     both = measured("both", 3000, 0.4)  # ratios 13.3 × 2.5, against 40 × 1 and 4.4 × 4

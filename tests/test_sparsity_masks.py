@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from compress.errors import SparsityError
 from compress.sparsity import apply_masks, cubic, make_masks, sparsifiable, sparsity_of
+from compress.sparsity.lamp import smallest_by_layer
 from compress.sparsity.masks import (
     Scope,
     Score,
     check_pattern,
-    lamp,
     off_pattern,
     pattern_masks,
     resolve_layers,
@@ -26,6 +26,12 @@ from compress.sparsity.masks import (
 
 SCORES: tuple[Score, ...] = ("lamp", "magnitude", "taylor", "random")
 SCOPES: tuple[Scope, ...] = ("global", "layer")
+
+
+def lamp(weight: Tensor) -> Tensor:
+    """The published scores (weights,) float64, descending: a square over the sum of all at least as large."""
+    squares = weight.detach().flatten().abs().sort(descending=True).values.double().square()
+    return squares / squares.cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -58,13 +64,6 @@ def test_a_tied_weight_is_counted_once() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     module[1].weight = module[0].weight
     assert list(sparsifiable(module)) == ["0.weight"]
-
-
-def test_lamp_equals_its_definition() -> None:
-    weight = torch.randn(5, 7)
-    squares = weight.double().square()
-    expected = squares.flatten() / torch.stack([(squares * (squares >= s)).sum() for s in squares.flatten()])
-    torch.testing.assert_close(lamp(weight), expected.sort(descending=True).values)
 
 
 @settings(max_examples=100, deadline=None)
@@ -112,6 +111,22 @@ def test_lamp_removes_the_lowest_of_all_published_scores(sparsity: float, seed: 
     for name, p in parameters.items():
         gone, left = p.detach()[~masks[name]].abs(), p.detach()[masks[name]].abs()
         assert not len(gone) or not len(left) or gone.max() <= left.min()
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_lamp_counts_are_exact_across_chunks_and_layers_of_unlike_scale(
+    rounded: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.sparsity.lamp.CHUNK", 100)
+    generator = torch.Generator().manual_seed(1)
+    layers = [torch.randn(40, 30, generator=generator) * scale for scale in (1e-3, 1.0, 40.0)]
+    layers = [(w * (torch.rand(w.shape, generator=generator) > 0.3)).to(dtype) for w in layers]
+    layers = [w.float().round(decimals=1).to(dtype) for w in layers] if rounded else layers
+    scores = torch.cat([lamp(w) for w in layers])
+    owner = torch.arange(3).repeat_interleave(1200)[scores.argsort(stable=True)]
+    for k in (0, 1, 700, 1500, 3000, 3599, 3600):
+        assert smallest_by_layer(layers, k) == tuple(owner[:k].bincount(minlength=3).tolist())
 
 
 def test_the_global_scope_takes_the_smallest_weights_wherever_they_are() -> None:

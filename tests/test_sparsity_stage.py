@@ -19,7 +19,7 @@ from compress.sparsity import SparsifyConfig, make_masks, sparsify, sparsity_of
 from compress.sparsity.masking import Masking
 from compress.sparsity.masks import Scope, Score, apply_masks, sparsifiable
 from compress.sparsity.schedules import Schedule
-from compress.sparsity.search import next_sparsity
+from compress.sparsity.search import next_sparsity, start_after
 from compress.sparsity.size_model import predict_zip_bytes
 from compress.training import FineTuneConfig
 from compress.training.dropout import lowered_dropout
@@ -28,6 +28,13 @@ from tests.conftest import tiny_cnn
 
 Quick = Callable[..., Recipe]
 SHORT = FineTuneConfig(batch_size=32, learning_rate=0.005)
+
+
+def test_the_search_begins_denser_in_a_model_that_was_cut() -> None:
+    assert start_after(0.9, 1000, 1000) == pytest.approx(0.9)
+    assert start_after(0.9, 1000, 250) == pytest.approx(0.8)
+    assert start_after(0.9, 1000, 1) == pytest.approx(0.5)
+    assert start_after(0.3, 1000, 1) == pytest.approx(0.3)
 
 
 def test_each_success_halves_what_is_left() -> None:

@@ -20,6 +20,7 @@ Objective = Literal["size", "latency", "balanced"]
 TOLERANCE = 1e-9  # of drops, which are differences of floats
 EQUAL = FLOOR  # latencies closer than this share are equal
 SIMILAR = 0.3  # of files that are equally fast, zips closer than this share are equal: accuracy then decides
+ALIKE = sqrt(1 + SIMILAR)  # and so are balances closer than this factor: a balance goes by the root of the zip
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def choose(measurements: Sequence[Measurement], objective: Objective, max_drop: 
 
     size: the smallest zip. latency: the smallest p50 of the first provider and batch size that ran; those within 3 % of
     the fastest count as equal, and the smallest zip among them wins; of zips within 30 % of it, the most accurate.
-    balanced: the largest geometric mean of zip ratio and speed-up among those that are no slower than the baseline.
+    balanced: the largest geometric mean of zip ratio and speed-up among those that are no slower than the baseline; of
+    those within 14 % of it, the most accurate.
     Where latency was not measured, size decides alone.
 
     Args:
@@ -88,7 +90,15 @@ def _best(within: Sequence[Measurement], baseline: Measurement, objective: Objec
         equal = [m for m, p50 in timed if p50 <= fastest * (1 + EQUAL)]
         smallest = min(m.zip_bytes for m in equal)
         return max((m for m in equal if m.zip_bytes <= smallest * (1 + SIMILAR)), key=_accuracy)
-    return max((m for m in within if not _is_slower(m, baseline)), key=lambda m: _balance(m, baseline))
+    able = [m for m in within if not _is_slower(m, baseline)]
+    best = max(able, key=lambda m: _balance(m, baseline))
+    alike = [m for m in able if m is not baseline and _alike(m, best, baseline)]
+    return best if best is baseline else max(alike, key=_accuracy)
+
+
+def _alike(measurement: Measurement, best: Measurement, baseline: Measurement) -> bool:
+    """Whether two are so near in zip and speed together that accuracy decides."""
+    return _balance(measurement, baseline) * ALIKE >= _balance(best, baseline)
 
 
 def _accuracy(measurement: Measurement) -> tuple[float, float, int]:
@@ -133,4 +143,6 @@ def _why_not(
         return f"slower than the original: {speeds}; {sizes}"
     if objective == "latency":
         return f"not faster: {speeds}; {sizes}"
+    if _balance(measurement, baseline) >= _balance(best, baseline):
+        return f"less accurate, and hardly better balanced: {speeds}; {sizes}"
     return f"less balanced ({_balance(measurement, baseline):.2f}, {_balance(best, baseline):.2f}): {speeds}; {sizes}"

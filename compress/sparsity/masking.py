@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from compress.sparsity.schedules import cubic
 
 Target = float | Mapping[str, float]  # of all weights together, or of each parameter by its name
 
-# The masks follow the cubic schedule in this many steps: a ranking of all weights can cost more than a training step.
+# The masks follow the cubic schedule in so many steps at most: a ranking of all weights can cost more than training.
 CUTS = 40
 
 
@@ -57,7 +58,7 @@ class Masking:
         self._score: Score = score
         self._scope: Scope = scope
         self._target, self._ramp, self._seed = target, ramp if pattern is None else 0, seed
-        self._every = max(1, ramp // CUTS)
+        self._every = max(1, ceil(ramp / CUTS))
         self._start = _start(parameters, target, initial)
         self._zeros = zeros_of(parameters)
         self._masks: Masks = (

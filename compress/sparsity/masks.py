@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import SparsityError
+from compress.sparsity.lamp import smallest_by_layer
 from compress.sparsity.selection import Opened, Scores, kth_smallest, not_finite, staying
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def make_masks(
 
     Among equal scores the earlier weights go. A weight that is zero already has the lowest score, whatever the score
     is, so that a higher sparsity only ever removes more. Memory beyond the parameters and the masks does not grow
-    with the model, but for LAMP, which sorts one layer at a time.
+    with the model, but for LAMP, which holds the weights' magnitudes.
 
     Args:
         sparsity: Share 0 <= s < 1 of all weights, or parameter name -> share of that parameter; others stay whole.
@@ -78,19 +79,18 @@ def make_masks(
         raise SparsityError("there is nothing to sparsify: no weight with two or more axes may become zero.")
     if scope not in get_args(Scope):
         raise SparsityError(f"scope={scope!r} is not one of {', '.join(get_args(Scope))}.")
-    tensors = _scores(parameters, score, gradients, seed)
+    # LAMP orders the weights of one layer as magnitude does.
+    tensors = _scores(parameters, "magnitude" if score == "lamp" else score, gradients, seed)
     if isinstance(sparsity, Mapping) or scope == "layer":
         shares = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(parameters, sparsity)
         _check(shares, parameters)
         counts = [round(shares.get(name, 0.0) * p.numel()) for name, p in parameters.items()]
     else:
         _check_share("the weights", sparsity)
-        cut = kth_smallest(tensors, round(sparsity * sum(t.count for t in tensors)))
+        total = round(sparsity * sum(t.count for t in tensors))
         if score != "lamp":
-            return _shaped(staying(tensors, cut), parameters)
-        counts = list(cut.taken)
-    if score == "lamp":  # orders the weights of one layer as magnitude does, which needs no sorting
-        tensors = _scores(parameters, "magnitude", None, seed)
+            return _shaped(staying(tensors, kth_smallest(tensors, total)), parameters)
+        counts = list(_lamp_counts(parameters, total))
     masks = (next(staying([t], kth_smallest([t], count))) for t, count in zip(tensors, counts, strict=True))
     return _shaped(masks, parameters)
 
@@ -184,23 +184,12 @@ def sparsity_of(parameters: Mapping[str, Tensor]) -> float:
     return 1 - sum(int(torch.count_nonzero(p)) for p in parameters.values()) / max(1, elements)
 
 
-def lamp(weight: Tensor) -> Tensor:
-    """LAMP scores (weights,) float64 in descending order: a square over the sum of all at least as large in its layer.
-
-    Comparable across layers, and the largest weight of each layer scores 1, so that no layer empties (Lee et al. 2021,
-    "Layer-adaptive sparsity for the magnitude-based pruning").
-    """
-    sizes = weight.detach().reshape(-1).abs()
-    if sizes.device.type == "cpu" and sizes.dtype in (torch.float32, torch.float64):
-        sizes.numpy().sort()  # vectorised, in place and without indices: a third of torch's time
-    else:
-        sizes = sizes.sort().values
-    squares = sizes.flip(0).double().square_()
-    return (squares / squares.cumsum(0).clamp_min_(torch.finfo(torch.float64).tiny)).abs_()
-
-
-def _lamp(weight: Tensor) -> Opened:
-    return lamp(weight).__getitem__
+def _lamp_counts(parameters: Mapping[str, Tensor], total: int) -> tuple[int, ...]:
+    """How many weights of each parameter are among the ``total`` smallest by LAMP."""
+    found = smallest_by_layer(list(parameters.values()), total)
+    if found is None:
+        raise not_finite(next(name for name, p in parameters.items() if not bool(p.detach().isfinite().all())))
+    return found
 
 
 def _magnitude(weight: Tensor) -> Opened:
@@ -243,13 +232,12 @@ def _scores(
 ) -> list[Scores]:
     """What ranks the weights of each parameter; nothing is computed yet."""
     openers: dict[Score, Callable[[str, Tensor], Callable[[], Opened]]] = {
-        "lamp": lambda name, weight: partial(_lamp, weight),
         "magnitude": lambda name, weight: partial(_magnitude, weight),
         "taylor": lambda name, weight: partial(_taylor, weight, _gradient(name, weight, gradients)),
         "random": lambda name, weight: partial(_random, weight, _key(name, seed)),
     }
     if score not in openers:
-        raise SparsityError(f"score={score!r} is not one of {', '.join(openers)}.")
+        raise SparsityError(f"score={score!r} is not one of {', '.join(get_args(Score))}.")
     return [
         Scores(name, p.numel(), openers[score](name, p), _dtype(score, p), p.device) for name, p in parameters.items()
     ]
@@ -258,7 +246,7 @@ def _scores(
 def _dtype(score: Score, weight: Tensor) -> torch.dtype:
     if score == "random":
         return torch.float32
-    return torch.float64 if score == "lamp" else _precision(weight)
+    return _precision(weight)
 
 
 def _precision(weight: Tensor) -> torch.dtype:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 DECISIONS = 20  # of the reactive schedule, in the part of a round in which sparsity rises
 FEWEST = 1e-3  # density at which a search for a number of bytes gives up
 REACHED = 1e-3  # closer to a sparsity than this is there: the number of weights is whole
+DENSEST = 0.5  # density at which the search begins at most: nobody asks for fewer zeros
 PAYS = 0.05  # share of the predicted bytes that another round must save: it costs as much as the first
 
 
@@ -72,6 +73,7 @@ class Search:
         self.failed: float | None = None  # the lowest sparsity that was outside the budget
         self.rounds: list[Round] = []
         self.notes: list[str] = []
+        self._start = start_after(self.config.start, _elements(context.original, config), _elements(model, config))
         self._data = context.data
         self._recovery = Recovery(context.original, context.data, context, config.finetune)
         self._steps = self._recovery.steps(config.epochs, config.min_steps)
@@ -104,7 +106,7 @@ class Search:
     def _bisection(self) -> Iterator[float]:
         for _ in range(self.config.rounds):
             best = None if self.best is None else self.best.sparsity
-            target = next_sparsity(best, self.failed, self.asked, self.config.start, self.came)
+            target = next_sparsity(best, self.failed, self.asked, self._start, self.came)
             if target is None or not (self.asked is not None or self._pays(target)):
                 return
             yield target
@@ -247,6 +249,26 @@ class Search:
             f"{reached:.2%} was reached at a drop of {signed(outcome.drop)}, and is no gain over the best"
         )
         return False
+
+
+def start_after(start: float, original: int, left: int) -> float:
+    """Where the search begins in a model that was cut before: what is left is needed more.
+
+    ``start`` is for models as they were trained. The density 1 - start grows with the square root of what the cut took,
+    so that both share it. Measured on LeNet-300-100, a tenth of whose weights was left: from 0.9 the search failed at
+    once and ended at 86.7 % zeros, from 0.75 at 91.2 %, in as many steps.
+
+    Args:
+        start: Sparsity 0..1.
+        original: Weights before the cut.
+        left: Weights after it.
+    """
+    density = 1 - start
+    return 1 - max(density, min(DENSEST, density * math.sqrt(original / max(1, left))))
+
+
+def _elements(model: Model, config: SparsifyConfig) -> int:
+    return sum(p.numel() for p in sparsifiable(model.module, config.keep).values())
 
 
 def next_sparsity(

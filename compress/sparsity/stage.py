@@ -30,7 +30,7 @@ class SparsifyConfig:
     schedule: Schedule = "cubic"  # when: cubic and reactive while training, one-shot and iterative before it
     score: Score = "lamp"  # what is removed first: lamp, magnitude |w|, taylor |w * gradient|, random
     scope: Scope = "global"  # ranked among all weights together ("flat"), or layer by layer, the same share of each
-    start: float = 0.9  # where the search begins
+    start: float = 0.9  # where the search begins; lower in a model that was cut before: see `search.start_after`
     initial: float = 0.0  # sparsity that the cubic schedule begins with: 0.5 for "50 % to 90 % while training"
     cut: float = 0.5  # iterative: share 0..1 of the weights left that each round removes
     tolerance: float = 0.01  # reactive: how far the smoothed loss may be above its best while sparsity rises
