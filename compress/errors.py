@@ -67,3 +67,13 @@ class ReportError(CompressError):
 
 class WorkspaceError(CompressError):
     """A run directory that is in use, cannot be written, or is full."""
+
+
+_LONGEST = 300  # characters of another's error: some tell the whole signature of a C++ function
+
+
+def first_line(error: BaseException) -> str:
+    """What to tell of a library's error: the first line of its text, cut where it is very long; else its type."""
+    lines = str(error).strip().splitlines()
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"

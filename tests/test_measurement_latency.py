@@ -121,6 +121,14 @@ def test_no_model_is_loaded_before_all_processes_of_the_launch_are_there() -> No
     assert asked[:6] == ["start"] * 3 + ["open"] * 3
 
 
+def test_a_job_can_have_a_runtime_of_its_own_beside_the_others() -> None:
+    machine, other = Machine(), Machine()
+    given = jobs("2ms", "3ms")
+    base, own = time_together([given[0], replace(given[1], launch=other.launch)], PLAN, machine.launch)
+    assert (set(machine.calls), set(other.calls)) == ({"2ms"}, {"3ms"})
+    assert (base.rounds, own.rounds, own.p50_ms) == (6, 6, 3.0)
+
+
 def test_in_each_round_every_variant_has_one_block_in_changing_order() -> None:
     machine = Machine()
     time_together(jobs("2ms", "2ms-b"), Plan(seconds=0.2, rounds=20, min_samples=1, launches=1), machine.launch)
@@ -281,6 +289,16 @@ def test_the_workers_module_imports_only_numpy_and_onnxruntime() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_other_runtimes_serve_with_imports_numpy_alone() -> None:
+    code = (
+        "import sys, compress.measurement.serving\n"
+        "heavy = {'onnxruntime', 'onnx', 'torch', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def scripted(code: str) -> Callable[[], Process]:
     """Processes that run ``code`` in place of the worker."""
     return lambda: Process((sys.executable, "-c", code))
@@ -373,14 +391,14 @@ def test_a_worker_with_several_threads_does_not_spin_while_others_have_their_tur
 def test_what_libraries_print_does_not_reach_the_answers(tmp_path: Path) -> None:
     code = (
         "import os\n"
-        "from compress.measurement import worker\n"
+        "from compress.measurement import serving, worker\n"
         "plain = worker.Worker.open\n"
         "def noisy(self, *given):\n"
         "    print('a library says hello', flush=True)\n"
         "    os.write(1, b'and so does another')\n"
         "    return plain(self, *given)\n"
         "worker.Worker.open = noisy\n"
-        "worker.main()"
+        "serving.serve(worker.Worker)"
     )
     process = scripted(code)()
     load_ms, first_ms = process.ask("open", str(write_linear(tmp_path / "model.onnx").path), "cpu", 1, FEEDS)

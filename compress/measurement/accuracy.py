@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compress.errors import MeasurementError
+from compress.errors import MeasurementError, first_line
 from compress.measurement.environment import available_threads
 from compress.measurement.intervals import share_interval
 from compress.measurement.metrics import Metric, MetricValue, Rated
-from compress.measurement.sessions import first_line, open_session
+from compress.measurement.sessions import open_session
 from compress.values import InputSpec, Model, OnnxModel, Progress, silent
 
 if TYPE_CHECKING:

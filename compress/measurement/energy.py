@@ -13,8 +13,7 @@ import logging
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from compress.errors import MeasurementError
-from compress.measurement.sessions import first_line
+from compress.errors import MeasurementError, first_line
 
 Energy = Literal["no", "auto", "rapl", "codecarbon"]
 

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class Bench(Protocol):
-    """Where one model is opened and timed. The requests are the methods of `compress.measurement.worker.Worker`."""
+    """Where one model is opened and timed. The requests are the methods of `compress.measurement.serving.Server`."""
 
     def ask(self, request: str, *arguments: Any, limit_s: float = PATIENCE_S) -> Any: ...
 
@@ -53,6 +53,7 @@ class Job:
 
     path: Path
     feeds: Mapping[str, NDArray[Any]]
+    launch: Launch | None = None  # starts a process of another runtime than ONNX Runtime; None: as all the others
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class _Lane:
             self.close()
 
     def start(self, launch: Launch) -> None:
-        self._bench = launch()
+        self._bench = (self._job.launch or launch)()
 
     def wait(self) -> None:
         """Until the process is there."""

@@ -20,9 +20,12 @@ _COMMAND = (sys.executable, "-m", "compress.measurement.worker")
 
 
 class Process:
-    """Passes requests on to a `compress.measurement.worker.Worker` in a process that was started for it.
+    """Passes requests on to a `compress.measurement.serving.Server` in a process that was started for it.
 
     The process ends when this is closed, and, should this one be killed, when its standard input does.
+
+    Args:
+        command: Starts a process that calls `compress.measurement.serving.serve`.
 
     Raises:
         MeasurementError: it cannot be started.

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from compress.errors import MeasurementError
+from compress.errors import MeasurementError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,6 @@ PROVIDERS: Mapping[Provider, ExecutionProvider] = {
 # core from each other. With 5 ms, calls in a row are as quick as by default (measured), and those that wait are quiet.
 _BRIEF_SPIN = {"session.intra_op.spin_duration_us": "5000"}
 _ERRORS_ONLY = 3  # onnxruntime's log severity
-_LONGEST = 300  # characters of another's error: some tell the whole signature of a C++ function
 
 
 def open_session(
@@ -293,10 +292,3 @@ def _tiny_model() -> bytes:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     data: bytes = model.SerializeToString()
     return data
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut where it is very long; its type where it has no text."""
-    lines = str(error).strip().splitlines()
-    line = lines[0] if lines else type(error).__name__
-    return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"
