@@ -63,6 +63,27 @@ def mlp(width: int = 2000, depth: int = 3, features: int = 28 * 28, classes: int
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, classes))
 
 
+def lenet_300_100() -> nn.Sequential:
+    """LeNet-300-100 (LeCun et al. 1998) with ReLU: images (N, 1, 28, 28) to logits (N, 10); 266,610 parameters."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(28 * 28, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    )
+
+
+def lenet_5() -> nn.Sequential:
+    """Caffe's LeNet-5, 20-50-500, which Han et al. 2015 prune: (N, 1, 28, 28) to logits (N, 10); 431,080 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 20, kernel_size=5),
+        nn.MaxPool2d(2),  # (N, 20, 12, 12)
+        nn.Conv2d(20, 50, kernel_size=5),
+        nn.MaxPool2d(2),  # (N, 50, 4, 4)
+        nn.Flatten(),
+        nn.Linear(50 * 4 * 4, 500),
+        nn.ReLU(),
+        nn.Linear(500, 10),
+    )
+
+
 def mnist_mlp(hidden: int = 256, dropout: float = 0.15) -> nn.Sequential:
     """One hidden layer with sigmoid and dropout: (N, 1, 28, 28) to logits (N, 10); 203,530 parameters."""
     return nn.Sequential(

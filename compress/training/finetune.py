@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compress.data.splits import Split
 from compress.errors import DataError, ModelError, RecipeError
+from compress.training.layout import fastest_layout
 from compress.training.teacher import Teacher
 from compress.values import Progress, silent
 
@@ -86,35 +87,37 @@ def finetune(
     Raises:
         ModelError: the loss is not finite; names the step and what to lower.
     """
-    student.to(device)
-    restore = labels_mode(student) if teacher is None or config.dropout else distilling_mode(student)
-    optimizer = make_optimizer(student, config)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config))
-    torch.manual_seed(seed)  # layers that draw their own noise have no generator argument
-    losses: list[float] = []
-    batches = islice(_batches(len(split), config.batch_size, torch.Generator().manual_seed(seed)), steps)
-    for step, positions in enumerate(batches, start=1):
-        inputs, labels = split.fetch(split.indices[positions.numpy()])
-        outputs = student(*(x.to(device) for x in inputs))
-        theirs = teacher.outputs(positions, inputs) if teacher is not None else None
-        loss = loss_of(outputs, theirs, labels.to(device) if labels is not None else None, config)
-        if not torch.isfinite(loss):
-            raise ModelError(
-                f"{label}: the loss is {loss.item()} at step {step} of {steps}. "
-                f"Lower learning_rate (now {config.learning_rate})."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if after_step is not None:
-            after_step(step, losses[-1])
-        progress(label, step, steps, f"loss {losses[-1]:.3f}")
-    restore()
+    student.to(device).eval()
+    with fastest_layout(student, split, device) as layout:
+        restore = labels_mode(student) if teacher is None or config.dropout else distilling_mode(student)
+        optimizer = make_optimizer(student, config)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config))
+        torch.manual_seed(seed)  # layers that draw their own noise have no generator argument
+        losses: list[float] = []
+        batches = islice(_batches(len(split), config.batch_size, torch.Generator().manual_seed(seed)), steps)
+        for step, positions in enumerate(batches, start=1):
+            inputs, labels = split.fetch(split.indices[positions.numpy()])
+            outputs = layout.run(student, tuple(x.to(device) for x in inputs))
+            theirs = teacher.outputs(positions, inputs) if teacher is not None else None
+            loss = loss_of(outputs, theirs, labels.to(device) if labels is not None else None, config)
+            losses.append(_finite(loss.item(), f"{label}: step {step} of {steps}", config))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            if after_step is not None:
+                after_step(step, losses[-1])
+            progress(label, step, steps, f"loss {losses[-1]:.3f}")
+        restore()
     student.to("cpu").eval()
     tail = losses[-max(1, steps // 10) :]
     return sum(tail) / len(tail)
+
+
+def _finite(loss: float, where: str, config: FineTuneConfig) -> float:
+    if not math.isfinite(loss):
+        raise ModelError(f"{where}: the loss is {loss}. Lower learning_rate (now {config.learning_rate}).")
+    return loss
 
 
 def thaw(module: nn.Module) -> nn.Module:
@@ -130,7 +133,10 @@ def make_optimizer(module: nn.Module, config: FineTuneConfig) -> torch.optim.Opt
     if config.optimizer == "sgd":
         return torch.optim.SGD(module.parameters(), lr=rate, weight_decay=decay, momentum=config.momentum)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(module.parameters(), lr=rate, weight_decay=decay)
+    parameters = list(module.parameters())
+    # One pass over the memory: 3 times faster than the plain one (a tenth of a step of ResNet-18). Reals alone.
+    fused = all(p.is_floating_point() for p in parameters)
+    return kind(parameters, lr=rate, weight_decay=decay, fused=fused)
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
