@@ -288,3 +288,19 @@ def test_refusals_name_the_range() -> None:
         uniform(groups, scores, 0.5, round_to=0)
     with pytest.raises(PruningError, match=r"group 'a' needs scores \(4,\), found none"):
         uniform(groups, {}, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "round_to", "floor", "expected"),
+    [
+        (64, 16, 0.05, [*range(4, 16), 16, 32, 48, 64]),
+        (24, 16, 0.0, [*range(1, 17), 24]),
+        (10, 16, 0.25, [3, 4, 5, 6, 7, 8, 9, 10]),
+        (64, 16, 0.5, [32, 48, 64]),
+        (16, 1, 0.0, [*range(1, 17)]),
+    ],
+)
+def test_narrow_widths_are_any_below_a_block_and_whole_blocks_above(
+    channels: int, round_to: int, floor: float, expected: list[int]
+) -> None:
+    assert candidate_widths(group("g", channels), floor, round_to, narrow=True) == expected

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from compress.errors import PruningError
 from compress.measurement.sessions import open_session
-from compress.pruning.latency import LatencyModel, LayerTable, measure_latency
+from compress.pruning.latency import LatencyModel, LayerTable, measure_latency, share_of_rest
 from compress.pruning.onnx_layers import Layer, layer_at, onnx_model, time_layer
 from compress.pruning.values import ChannelGroup, LayerUse, Member, Role
 
@@ -137,6 +137,38 @@ def test_a_calibrated_model_takes_what_the_whole_was_measured_at() -> None:
     assert scaled.milliseconds({"a": 16}) == pytest.approx(7.0 * ratio)
 
 
+def test_a_rest_is_the_same_at_all_widths() -> None:
+    model = measure_latency(*chain(), timer=Timer())
+    shares = model.calibrated(1.0, rest_ms=0.2)
+    ratio = model.milliseconds({"a": 16}) / model.milliseconds({})
+    assert shares.milliseconds({}) == pytest.approx(1.0)
+    assert shares.milliseconds({"a": 16}) == pytest.approx(0.2 + 0.8 * ratio)
+    assert shares.calibrated(2.0).milliseconds({"a": 16}) == pytest.approx(2 * ratio)
+
+
+def test_a_negative_rest_never_leaves_less_than_nothing() -> None:
+    model = measure_latency(*chain(), timer=Timer()).calibrated(1.0, rest_ms=-0.9)
+    assert 0 < model.milliseconds({"a": 8, "c": 8}) < model.milliseconds({})
+
+
+@pytest.mark.parametrize("rest", [0.2, 0.0, -0.05])
+def test_the_rest_is_found_from_models_that_were_measured(rest: float) -> None:
+    layers = [0.5, 0.3]
+    assert share_of_rest(layers, [rest + (1 - rest) * share for share in layers]) == pytest.approx(rest)
+
+
+def test_without_a_measured_model_there_is_no_rest() -> None:
+    assert share_of_rest([], []) == 0.0
+    assert share_of_rest([1.0], [0.9]) == 0.0
+
+
+def test_below_a_block_powers_of_two_are_measured_down_to_the_floor() -> None:
+    timer = Timer()
+    measure_latency(*chain(), timer=timer, floor=0.03, block=16)
+    widths = {layer.weight[0] for layer in timer.asked if layer.operator == "Conv" and layer.weight[1] == 3}
+    assert sorted(widths) == [2, 4, 8, 16, 32, 48, 64]
+
+
 def test_many_widths_at_once_are_the_same_as_one_at_a_time() -> None:
     model = measure_latency(*chain(), timer=Timer())
     widths = np.array([[64, 64], [8, 40], [30, 3]], np.float64)
@@ -206,7 +238,7 @@ def test_grouped_convolutions_lose_whole_groups_or_one_place_in_every_group() ->
     same_place = ChannelGroup("w", 16, (Member("w", 0, "out", places, places % 16),))
     timer = Timer()
     measure_latency([same_place], [use], {"w": (64, 8, 1, 1)}, timer=timer)
-    assert [layer.weight[0] for layer in timer.asked] == [16, 32, 48, 64]  # whole places: multiples of the 4 groups
+    assert [layer.weight[0] for layer in timer.asked] == [16, 32, 64]  # whole groups of 16
     for layer in timer.asked:
         onnx.checker.check_model(onnx.load_from_string(onnx_model(layer)), full_check=True)
 

@@ -108,16 +108,23 @@ def test_a_goal_out_of_reach_is_an_error_with_what_can_be_had(opened: tuple[Mode
         prune_to_budget(model, config(parameters=0.001, floor=0.9), context)
 
 
+@dataclasses.dataclass(frozen=True)
 class ByChannel:
-    """A made-up latency: a millisecond a channel."""
+    """A made-up latency: a millisecond a channel, and a rest."""
+
+    scale: float = 1.0
+    rest: float = 0.0
 
     names = ("0", "6")
 
     def many(self, widths: NDArray[np.float64]) -> NDArray[np.float64]:
-        return widths.sum(axis=1)
+        return self.rest + self.scale * widths.sum(axis=1)
 
     def milliseconds(self, widths: Mapping[str, int]) -> float:
-        return float(widths.get("0", 8) + widths.get("6", 32))
+        return self.rest + self.scale * (widths.get("0", 8) + widths.get("6", 32))
+
+    def calibrated(self, whole_ms: float, rest_ms: float = 0.0) -> ByChannel:
+        return ByChannel((whole_ms - rest_ms) / 40, rest_ms)
 
 
 def test_a_speed_up_is_measured_and_asked_for_again_where_it_falls_short(

@@ -39,16 +39,23 @@ class Choices:
         return self.order[len(self.order) - width :].sort().values
 
 
-def candidate_widths(group: ChannelGroup, floor: float = 0.0, round_to: int = 1) -> list[int]:
+def candidate_widths(group: ChannelGroup, floor: float = 0.0, round_to: int = 1, narrow: bool = False) -> list[int]:
     """The widths that ``group`` may have, ascending, at least 1 and ``floor`` of its channels; the last is its own.
 
     A group of at least ``2 * round_to`` channels keeps a multiple of ``round_to``, or everything. A channel of several
     neurons counts as so many: heads of 64 are multiples of 8 already. Narrower groups have every width: rounding would
     leave them no choice. Both go by the width before earlier cuts.
+
+    Args:
+        narrow: Every group may have any width below ``round_to`` too, and above it none but multiples. Kernels that
+            compute a block of output channels at a time still read as many input channels as there are.
     """
     whole = group.before or group.channels
     step = round_to // gcd(round_to, _neurons(group))
     least = min(max(1, ceil(floor * whole - 1e-9)), group.channels)
+    if narrow:
+        below, blocks = range(least, min(step, group.channels)), range(step, group.channels, step)
+        return [*below, *(width for width in blocks if width >= least), group.channels]
     if whole < 2 * step:
         return list(range(least, group.channels + 1))
     return [*range(ceil(least / step) * step, group.channels, step), group.channels]
@@ -138,7 +145,9 @@ def to_cost(
     return {name: choices.kept(widths[name]) for name, choices in free.items()}
 
 
-def choices_of(groups: Sequence[ChannelGroup], scores: Scores, floor: float = 0.0, round_to: int = 1) -> list[Choices]:
+def choices_of(
+    groups: Sequence[ChannelGroup], scores: Scores, floor: float = 0.0, round_to: int = 1, narrow: bool = False
+) -> list[Choices]:
     """The choices of every group that is not frozen, in the order of ``groups``.
 
     Raises:
@@ -157,7 +166,7 @@ def choices_of(groups: Sequence[ChannelGroup], scores: Scores, floor: float = 0.
                 raise PruningError(f"group {group.name!r} needs scores ({group.channels},), found {told}.")
             order = score.argsort(stable=True)
             lost = np.concatenate([[0.0], score[order].double().cumsum(0).numpy()])  # by the number that leave
-            widths = np.array(candidate_widths(group, floor, round_to), np.int64)
+            widths = np.array(candidate_widths(group, floor, round_to, narrow), np.int64)
             found.append(Choices(group.name, widths, lost[group.channels - widths], order))
     return found
 

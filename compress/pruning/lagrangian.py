@@ -47,6 +47,7 @@ def knapsack(
     *,
     floor: float = 0.1,
     round_to: int = 8,
+    narrow: bool = False,
     progress: Progress = silent,
 ) -> Allocation:
     """Choose a width for every group so that little importance is lost and the cost is at most ``target``.
@@ -62,11 +63,12 @@ def knapsack(
         target: In the unit of ``cost``: milliseconds for `LatencyModel`.
         floor: Share 0..1 of its channels that every group keeps at least.
         round_to: See `candidate_widths`.
+        narrow: See `candidate_widths`.
 
     Raises:
         PruningError: no widths cost so little; names the least found.
     """
-    choices = choices_of(groups, scores, floor, round_to)
+    choices = choices_of(groups, scores, floor, round_to, narrow)
     if not choices:
         raise PruningError("no latency target can be met: every group of channels is frozen. See `compress inspect`.")
     problem = _Problem(choices, cost)

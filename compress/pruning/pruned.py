@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from math import lcm
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +22,7 @@ from compress.pruning.evidence import Evidence, from_weights, gather
 from compress.pruning.groups import Structure, analyse
 from compress.pruning.importance import NEEDS_DATA, scores
 from compress.pruning.lagrangian import knapsack
-from compress.pruning.latency import LatencyModel, measure_latency
+from compress.pruning.latency import LatencyModel, channel_block, measure_latency
 from compress.pruning.rewriting import Traces
 from compress.pruning.surgery import cut, kept_of
 from compress.pruning.values import ChannelGroup, Kept
@@ -126,7 +127,7 @@ def prune(
     else:
         found = replace(found, groups=groups)
         if name == "speedup" and latency is None:
-            latency = layer_latency(module, found, cache=cache, threads=threads, progress=progress)
+            latency = layer_latency(module, found, floor=floor, cache=cache, threads=threads, progress=progress)
         budget = Budget(module, found, ranking, _OBJECTIVES[name], latency)
         allocation = budget.allocate(1 / amount if name == "speedup" else amount, floor, round_to)
     return cut_what_can(module, groups, allocation, inputs)
@@ -157,6 +158,9 @@ class Budget:
     def allocate(self, share: float, floor: float = 0.1, round_to: int = 8) -> Allocation:
         """Kept channels of each group so that at most ``share`` (0..1) of the whole cost stays.
 
+        Under latency, ``round_to`` grows to a multiple of the processor's `channel_block`, and widths below it are
+        free: fewer channels to read always save time, fewer than a block to write save none.
+
         Raises:
             PruningError: it cannot be had with this floor.
         """
@@ -167,7 +171,8 @@ class Budget:
             if self.latency is None:
                 raise PruningError("a latency budget needs measured layers: see measure_latency.")
             target = share * self.latency.milliseconds({})
-            return knapsack(groups, self.ranking, self.latency, target, floor=floor, round_to=round_to)
+            block = round_to if round_to == 1 else lcm(round_to, channel_block())
+            return knapsack(groups, self.ranking, self.latency, target, floor=floor, round_to=block, narrow=True)
         model = CostModel(groups, self.structure.layers, shapes_of(self.module))
         cost = model.macs if self.objective == "macs" else model.parameters
         return to_cost(groups, self.ranking, cost, share * cost({}), floor=floor, round_to=round_to)
@@ -247,11 +252,24 @@ def evidence_for(
 
 
 def layer_latency(
-    module: nn.Module, structure: Structure, *, cache: Path | None, threads: int = 1, progress: Progress = silent
+    module: nn.Module,
+    structure: Structure,
+    *,
+    floor: float,
+    cache: Path | None,
+    threads: int = 1,
+    progress: Progress = silent,
 ) -> LatencyModel:
-    """`measure_latency` for a structure."""
+    """`measure_latency` for a structure, at the widths that `Budget.allocate` chooses from."""
     return measure_latency(
-        structure.groups, structure.layers, shapes_of(module), threads=threads, cache=cache, progress=progress
+        structure.groups,
+        structure.layers,
+        shapes_of(module),
+        threads=threads,
+        floor=floor,
+        block=channel_block(),
+        cache=cache,
+        progress=progress,
     )
 
 

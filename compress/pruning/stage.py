@@ -18,7 +18,7 @@ from compress.pruning.allocation import Allocation, ranked, uniform
 from compress.pruning.cost import CostModel
 from compress.pruning.groups import Structure, analyse
 from compress.pruning.importance import scores
-from compress.pruning.latency import LatencyModel
+from compress.pruning.latency import LatencyModel, share_of_rest
 from compress.pruning.pruned import (
     Budget,
     Objective,
@@ -44,6 +44,7 @@ MeasureSpeedup = Callable[[Model, Model], float]
 
 CLOSE = 1.03  # a share within this factor of another is the same: timings are no better
 MEASUREMENTS = 3  # of a model before it is trained, to find the widths that reach a speed-up
+CALIBRATIONS = 2  # of a search for the least latency: its first models are measured, and correct the predictions
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,9 @@ def next_share(best: float | None, failed: float | None, config: PruneConfig) ->
             return goal if goal is not None else config.start
         return left / 2
     middle = math.sqrt(left * failed)
-    # Another round costs as much as the first: not for less than a tenth of what is left.
-    return middle if left / middle > 1.1 else None
+    # Another round costs as much as the first: not for less than a tenth of what is left, or what timings can tell.
+    least = CLOSE if config.goal[0] == "latency" else 1.1
+    return middle if left / middle > least else None
 
 
 class _Search:
@@ -218,6 +220,7 @@ class _Search:
         self.drop = 0.0  # of the best
         self.failed: float | None = None  # the largest share that was outside the budget
         self.rounds: list[Round] = []
+        self.timed: list[tuple[float, float]] = []  # shares of the latency: of the layers alone, and as measured
         self.recovery = Recovery(context.original, context.data, context, config.finetune)
 
     def run_round(self, target: float) -> None:
@@ -277,7 +280,7 @@ class _Search:
 
     def _reach(self, base: Candidate, target: float) -> Candidate | None:
         """A candidate that leaves ``target``, for a speed-up as measured on the exported model; None: there is none."""
-        counted, goal = self.config.goal
+        _, goal = self.config.goal
         asked, reached = target, None
         for _ in range(MEASUREMENTS):
             try:
@@ -287,14 +290,29 @@ class _Search:
                     raise  # what was asked for cannot be had, however it would score
                 self.refused = str(error)
                 break
-            if counted == "latency" and goal is not None and self.measure is not None and candidate is not None:
-                faster = self.measure(self.model, dataclasses.replace(self.model, module=candidate.module))
-                candidate = dataclasses.replace(candidate, left=1 / faster)
+            if candidate is not None and self._to_be_timed():
+                candidate = self._timed(candidate)
             reached = candidate or reached
             if candidate is None or goal is None or candidate.left <= target * CLOSE:
                 break
-            asked *= target / candidate.left
+            # What was measured corrects the predictions already; this is for what no rest explains.
+            asked = target * self._latency(self.dense, self.structure).milliseconds(candidate.widths) / candidate.left
         return reached if reached is not None and reached.left < base.left / CLOSE else None
+
+    def _to_be_timed(self) -> bool:
+        """Every model on the way to a speed-up that was asked for; else the first ones, which correct the others."""
+        counted, goal = self.config.goal
+        return (
+            counted == "latency" and self.measure is not None and (goal is not None or len(self.timed) < CALIBRATIONS)
+        )
+
+    def _timed(self, candidate: Candidate) -> Candidate:
+        """The same with what it really leaves of the latency, which all later predictions go by."""
+        assert self.measure is not None
+        left = 1 / self.measure(self.model, dataclasses.replace(self.model, module=candidate.module))
+        layers = self._layers(self.dense, self.structure)
+        self.timed.append((layers.milliseconds(candidate.widths) / layers.milliseconds({}), left))
+        return dataclasses.replace(candidate, left=left)
 
     def _cut(self, base: Candidate, target: float) -> Candidate | None:
         structure = self.structure if base is self.dense else self._again(base)
@@ -331,8 +349,7 @@ class _Search:
         """The share that ``widths`` leave of what the goal counts."""
         counted = self.config.goal[0]
         if counted == "latency":
-            model = self._latency(base, structure)
-            return base.left * model.milliseconds(widths) / model.milliseconds({})
+            return self._latency(base, structure).milliseconds(widths)
         if counted == "channels":
             return target
         cost = CostModel(structure.groups, structure.layers, shapes_of(base.module))
@@ -340,8 +357,18 @@ class _Search:
         return base.left * count(widths) / count({})
 
     def _latency(self, base: Candidate, structure: Structure) -> LatencyModel:
+        """Shares of the original's latency at the widths of a structure."""
+        rest = share_of_rest([layers for layers, _ in self.timed], [left for _, left in self.timed])
+        return self._layers(base, structure).calibrated(base.left, min(rest, base.left / 2))
+
+    def _layers(self, base: Candidate, structure: Structure) -> LatencyModel:
+        """Milliseconds of the layers alone."""
         return layer_latency(
-            base.module, structure, cache=cache_directory() / "layer-latency.json", progress=self.context.progress
+            base.module,
+            structure,
+            floor=self.config.floor,
+            cache=cache_directory() / "layer-latency.json",
+            progress=self.context.progress,
         )
 
     def _analyse(self, module: nn.Module) -> Structure:

@@ -34,6 +34,7 @@ class QuantizeConfig:
     bias_correction: Choice = "auto"  # take the mean error of a channel out of its bias; auto: where it gains
     rounding: Literal["auto", "nearest", "learned"] = "auto"  # auto: learned where the budget is not kept otherwise
     rounding_steps: int = 400  # of learning, for each layer; 1 or more
+    fast: Choice = "auto"  # small layers that int8 makes slower stay in float; auto: with method auto, but not for size
     fallback: Choice = "auto"  # layers return to float, worst first, while the drop is over the budget; yes is auto
     float16: Choice = "auto"  # a float16 file for GPUs; auto: where onnxruntime has a CUDA provider
     compact: Choice = "auto"  # shared and 4-bit weights, rounding for the zip; auto: with --objective size

@@ -11,6 +11,7 @@ import onnx
 
 from compress.measurement import raw_bytes
 from compress.quantization.candidates import Candidate, Form, Types, candidates, forms
+from compress.quantization.fast import add_fast_file
 from compress.quantization.float16 import has_cuda, to_float16
 from compress.quantization.graph import layers
 from compress.quantization.integer import gemms_as_products, is_quantized, quantize_dynamic_range
@@ -36,8 +37,9 @@ def quantize(model: OnnxModel, config: QuantizeConfig, context: Context) -> tupl
 
     Every candidate is run at batch sizes 1, 2 and 5, keeps the output shapes, and keeps every zero weight. Where the
     plainest candidate of a form loses more than ``context.max_drop`` on validation, its rounding is learned, and then
-    layers return to float until it does not. Of files above 2 GB the weights alone are quantized. What
-    cannot be made is a note of the record; of the method asked for, it is an error.
+    layers return to float until it does not. Which layers of <name>-fast are in float goes by what is timed here, and
+    so whether there is such a file. Of files above 2 GB the weights alone are quantized. What cannot be made is a note
+    of the record; of the method asked for, it is an error.
 
     Raises:
         QuantizationError: the data is not finite, a node to exclude does not exist, the method asked for does not
@@ -116,7 +118,11 @@ def _add_static(bench: Workbench) -> None:
     def make(candidate: Candidate, float_layers: tuple[str, ...]) -> onnx.ModelProto:
         return corrected(bench, calibrated, build(calibrated.proto, candidate, calibrated.ranges, float_layers))
 
+    def uncorrected(float_layers: tuple[str, ...]) -> onnx.ModelProto:
+        return build(calibrated.proto, plan[0], calibrated.ranges, float_layers)
+
     _add_each(bench, plan, make)
+    add_fast_file(bench, plan[0].name, partial(make, plan[0]), uncorrected, layers(calibrated.proto))
     recover(bench, plan[0].name, calibrated.proto, partial(make, plan[0]), layers(calibrated.proto))
 
 
