@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-gpu format clean help
+.PHONY: demo test test-gpu compare format clean help
 
 help:
 	@echo "make demo      train a small model and compress it, in seconds (results in demo/)"
 	@echo "make test      the whole gate: format, lint, types, tests"
 	@echo "make test-gpu  what only a CUDA device can show"
+	@echo "make compare   this project and its peers side by side, hours: WORKLOAD=cnn for one (results in benchmarks/results/)"
 	@echo "make format    let ruff mend what it can"
 	@echo "make clean     remove what make made"
 
@@ -33,6 +34,11 @@ test-gpu: $(READY)
 		$(BIN)/python -m pip uninstall --quiet --yes onnxruntime; \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt 'onnxruntime-gpu[cuda,cudnn]'; fi
 	$(BIN)/pytest -q -m gpu -rs
+
+# Dense models come from benchmarks.train: a WORKLOAD that is named is trained where it is missing. OPTIONS: see --help.
+WORKLOAD ?= all
+compare: $(READY)
+	$(BIN)/python -m benchmarks.compare --workload $(WORKLOAD) $(OPTIONS)
 
 format: $(READY)
 	$(BIN)/ruff format .

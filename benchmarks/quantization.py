@@ -22,46 +22,22 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from benchmarks import workloads
 from benchmarks.peers.measured import Row, TestSet, markdown, measure
 from benchmarks.peers.quantizers import OURS, Made, made_before, make_peer, peers_of, run
+from benchmarks.workloads import LABELS, MODELS, Trained, model_flags, write_split
 from compress.data import Data, DataOptions, load_data
 from compress.files import write_atomically
 from compress.measurement.environment import environment
 
 MAX_DROP = 0.003  # of this project's run; peers are given none
 NOT_MET = 3  # the status of `compress quantize` where the float file is what ships
-LABELS = "labels"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How a model of benchmarks.train and its data are read."""
-
-    data: str = "fashion-mnist"  # {folder}: of the checkpoint
-    options: DataOptions = field(default_factory=DataOptions)  # as in its training
-    text: bool = False  # vocab.json is beside the model
-    model: tuple[str, ...] = ()  # options of the command line that load model.pt
-
-
-_REVIEWS = DataOptions(text_column="2", label_column="1", label_threshold=0.0)
-_LSTM = ("--factory", "compress.models.reference:LSTMClassifier", "--factory-args", '{"vocabulary": 8043}')
-
-MODELS = {
-    "cnn": Trained(model=("--factory", "compress.models.reference:FineGrainedCNN")),
-    "mobilenetv2": Trained(options=DataOptions(channels=3, limit=12_800)),
-    "resnet18": Trained(options=DataOptions(channels=3, limit=12_800)),
-    "mobilenetv3": Trained(options=DataOptions(channels=3, limit=25_600)),
-    "vit": Trained(options=DataOptions(channels=3, limit=25_600)),
-    "lstm": Trained("csv:{folder}/movie_reviews.tsv", _REVIEWS, text=True, model=_LSTM),
-}
-_FLAGS = ("channels", "limit", "text_column", "label_column", "label_threshold", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -76,18 +52,13 @@ class Source:
 
 def data_of(trained: Trained, checkpoint: Path, calibration: int) -> tuple[str, DataOptions]:
     """The data of a model: what `load_data` takes."""
-    folder = checkpoint.absolute()
-    vocabulary = folder / "vocab.json" if trained.text else None
-    return trained.data.format(folder=folder), replace(trained.options, vocabulary=vocabulary, calibration=calibration)
+    spec, options = workloads.data_of(trained, checkpoint)
+    return spec, replace(options, calibration=calibration)
 
 
 def data_flags(trained: Trained, checkpoint: Path, calibration: int) -> list[str]:
     """The same as options of the command line."""
-    spec, options = data_of(trained, checkpoint, calibration)
-    flags = ["--data", spec, "--set", f"preprocess.calibration={calibration}"]
-    for name in options.given(_FLAGS):
-        flags += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    return flags
+    return [*workloads.data_flags(trained, checkpoint), "--set", f"preprocess.calibration={calibration}"]
 
 
 def prepare(name: str, checkpoint: Path, folder: Path, calibration: int) -> Source:
@@ -99,7 +70,7 @@ def prepare(name: str, checkpoint: Path, folder: Path, calibration: int) -> Sour
     wanted = json.dumps({"checkpoint": checkpoint_sha, "calibration": calibration})
     if not done.exists() or done.read_text() != wanted:
         trained = MODELS[name]
-        flags = [*data_flags(trained, checkpoint, calibration), *trained.model, "--overwrite"]
+        flags = [*data_flags(trained, checkpoint, calibration), *model_flags(trained, checkpoint), "--overwrite"]
         command = [sys.executable, "-m", "compress", "export", str(checkpoint.absolute() / "model.pt"), *flags]
         exported = run(
             [*command, "--out", str(paths[0].absolute())], Made("export", "", checkpoint_sha), folder, paths[0].name
@@ -113,15 +84,8 @@ def prepare(name: str, checkpoint: Path, folder: Path, calibration: int) -> Sour
 
 def write_inputs(data: Data, calibration: Path, test: Path) -> None:
     """Write the two splits in their order, each input (N, …) in the type that the model takes."""
-    for split, path in ((data.calibration, calibration), (data.test, test)):
-        columns, labels = split.fetch(split.indices)
-        arrays: dict[str, NDArray[Any]] = {
-            spec.name: column.numpy().astype(spec.dtype, copy=False)
-            for spec, column in zip(data.inputs, columns, strict=True)
-        }
-        if split is data.test and labels is not None:
-            arrays[LABELS] = labels.numpy()
-        np.savez(path, **arrays)  # type: ignore[arg-type]  # its other argument is a flag
+    write_split(calibration, data.calibration, data.inputs, labels=False)
+    write_split(test, data.test, data.inputs)
 
 
 def identity(model: Path, calibration: Path) -> str:

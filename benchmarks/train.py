@@ -3,6 +3,7 @@
     python -m benchmarks.train cnn            # checkpoints/cnn/model.pt, about 5 minutes on 2 cores
     python -m benchmarks.train mobilenetv2
     python -m benchmarks.train lstm
+    python -m benchmarks.train lenet-300-100-fashion lenet-300-100-mnist lenet-5-fashion lenet-5-mnist
     python -m benchmarks.train resnet18 mobilenetv3 vit    # beside the three above: what quantization is tried on
     python -m benchmarks.train mlp-256 alexnet-half vgg16-quarter    # what iterative pruning and the curves start from
     python -m benchmarks.train mlp-3x2000     # and mlp-4x3000, alexnet: what `compress reduce` reduces
@@ -30,7 +31,16 @@ from compress.data import Data, DataOptions, Tokenizer, load_data, read_texts
 from compress.files import write_atomically
 from compress.measurement import outputs_of
 from compress.measurement.accuracy import accuracy
-from compress.models.reference import FineGrainedCNN, LSTMClassifier, alexnet, mlp, mnist_mlp, vgg16
+from compress.models.reference import (
+    FineGrainedCNN,
+    LSTMClassifier,
+    alexnet,
+    lenet_5,
+    lenet_300_100,
+    mlp,
+    mnist_mlp,
+    vgg16,
+)
 from compress.models.torchvision_compat import ensure_operators
 from compress.training import FineTuneConfig, finetune, plan_steps
 from compress.values import Model
@@ -43,7 +53,7 @@ class Trained:
     module: nn.Module
     data: Data
     config: FineTuneConfig
-    epochs: float
+    epochs: float  # 0: its weights are trained already
     whole: bool  # save the module itself (torch's and torchvision's classes), else its state dict
 
 
@@ -52,6 +62,32 @@ def cnn(folder: Path, seed: int) -> Trained:
     torch.manual_seed(seed)
     data = load_data("fashion-mnist", DataOptions())
     return Trained(FineGrainedCNN(), data, FineTuneConfig(batch_size=128, learning_rate=0.002), 5, whole=False)
+
+
+def lenet_300_100_fashion(folder: Path, seed: int) -> Trained:
+    """LeNet-300-100 on Fashion-MNIST."""
+    return _small(lenet_300_100, "fashion-mnist", 12, seed)
+
+
+def lenet_300_100_mnist(folder: Path, seed: int) -> Trained:
+    """LeNet-300-100 on 5,000 images of MNIST."""
+    return _small(lenet_300_100, "mnist-5k", 40, seed)
+
+
+def lenet_5_fashion(folder: Path, seed: int) -> Trained:
+    """LeNet-5 on Fashion-MNIST."""
+    return _small(lenet_5, "fashion-mnist", 8, seed)
+
+
+def lenet_5_mnist(folder: Path, seed: int) -> Trained:
+    """LeNet-5 on 5,000 images of MNIST."""
+    return _small(lenet_5, "mnist-5k", 30, seed)
+
+
+def _small(make: Callable[[], nn.Module], source: str, epochs: float, seed: int) -> Trained:
+    torch.manual_seed(seed)
+    config = FineTuneConfig(batch_size=128, learning_rate=0.001)
+    return Trained(make(), load_data(source, DataOptions()), config, epochs, whole=True)
 
 
 def mobilenetv2(folder: Path, seed: int) -> Trained:
@@ -107,13 +143,13 @@ def mlp_3x2000(folder: Path, seed: int) -> Trained:
 
 def mlp_4x3000(folder: Path, seed: int) -> Trained:
     """Four hidden layers of 3,000 units on Fashion-MNIST."""
-    return _mlp(3000, 4, seed)
+    return _mlp(3000, 4, seed, epochs=2)
 
 
-def _mlp(width: int, depth: int, seed: int) -> Trained:
+def _mlp(width: int, depth: int, seed: int, epochs: float = 6) -> Trained:
     torch.manual_seed(seed)
     data = load_data("fashion-mnist", DataOptions())
-    return Trained(mlp(width, depth), data, FineTuneConfig(batch_size=128, learning_rate=0.0005), 6, whole=True)
+    return Trained(mlp(width, depth), data, FineTuneConfig(batch_size=128, learning_rate=0.0005), epochs, whole=True)
 
 
 def alexnet_3000(folder: Path, seed: int) -> Trained:
@@ -150,6 +186,10 @@ def vgg16_quarter(folder: Path, seed: int) -> Trained:
 
 MODELS: dict[str, Callable[[Path, int], Trained]] = {
     "cnn": cnn,
+    "lenet-300-100-fashion": lenet_300_100_fashion,
+    "lenet-300-100-mnist": lenet_300_100_mnist,
+    "lenet-5-fashion": lenet_5_fashion,
+    "lenet-5-mnist": lenet_5_mnist,
     "mobilenetv2": mobilenetv2,
     "resnet18": resnet18,
     "mobilenetv3": mobilenetv3,
@@ -166,7 +206,12 @@ MODELS: dict[str, Callable[[Path, int], Trained]] = {
 
 def train(name: str, folder: Path, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    trained, started, told = MODELS[name](folder, seed), time.perf_counter(), 0.0
+    fit(name, MODELS[name](folder, seed), folder, seed)
+
+
+def fit(name: str, trained: Trained, folder: Path, seed: int) -> None:
+    """Train a model, write ``folder``/model.pt, and print its accuracy on validation and test."""
+    started, told = time.perf_counter(), 0.0
 
     def progress(label: str, done: int, total: int, note: str = "") -> None:
         nonlocal told
@@ -174,10 +219,10 @@ def train(name: str, folder: Path, seed: int) -> None:
             told = time.perf_counter()
             print(f"{label} {done}/{total} {note}", file=sys.stderr, flush=True)
 
-    steps = plan_steps(trained.data.train, trained.config, trained.epochs)
-    finetune(
-        trained.module, None, trained.data.train, trained.config, steps=steps, seed=seed, progress=progress, label=name
-    )
+    split, config = trained.data.train, trained.config
+    if trained.epochs > 0:
+        steps = plan_steps(split, config, trained.epochs)
+        finetune(trained.module, None, split, config, steps=steps, seed=seed, progress=progress, label=name)
     content = io.BytesIO()
     torch.save(trained.module if trained.whole else trained.module.state_dict(), content)
     write_atomically(folder / "model.pt", content.getvalue())

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compress.models import load
-from compress.models.reference import FineGrainedCNN, LSTMClassifier, digits_cnn
+from compress.models.reference import FineGrainedCNN, LSTMClassifier, digits_cnn, lenet_5, lenet_300_100
 
 
 def parameters(module: nn.Module) -> int:
@@ -91,3 +91,9 @@ def test_the_exported_lstm_agrees_with_torch_for_every_batch(
     with torch.no_grad():
         # 1e-5: an LSTM of six steps in float32, each within a few units of 2**-23
         np.testing.assert_allclose(output, module(ids).numpy(), atol=1e-5)
+
+
+def test_the_lenets_have_the_parameters_that_deep_compression_counts() -> None:
+    assert parameters(lenet_300_100()) == 266_610
+    assert parameters(lenet_5()) == 431_080
+    assert lenet_5()(torch.rand(2, 1, 28, 28)).shape == lenet_300_100()(torch.rand(2, 1, 28, 28)).shape == (2, 10)

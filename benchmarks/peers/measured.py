@@ -7,47 +7,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from numpy.typing import NDArray
-
+from benchmarks.peers.opened import Answers, TestSet, answer, readable, told
 from benchmarks.peers.quantizers import OURS, Made
 from compress.measurement import (
     Accuracy,
-    Outputs,
     Ratio,
     Timing,
     fidelity,
-    open_session,
     raw_bytes,
     speedup,
-    top1,
     zip_bytes,
 )
 from compress.measurement.accuracy import accuracy
-from compress.measurement.environment import available_threads
 from compress.measurement.latency import Job, Plan, time_together
 from compress.measurement.significance import McNemar, mcnemar, p_text
 
 FLOAT = "float"  # the name of the row that all are compared with
-NEWEST_IR = 10  # that this project stamps; onnxruntime refuses files with a later one than it knows
-
-_BATCH = 256
-# Their scales come from the batch at hand, so that they answer a sample alone otherwise than among others.
-_DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """Test samples: each input (N, …) by name, and labels (N,)."""
-
-    __test__ = False  # to pytest
-
-    inputs: Mapping[str, NDArray[Any]]
-    labels: NDArray[np.int64]
-
-    def batch(self, start: int, size: int) -> dict[str, NDArray[Any]]:
-        return {name: array[start : start + size] for name, array in self.inputs.items()}
 
 
 @dataclass(frozen=True)
@@ -79,12 +54,7 @@ class _File:
     made: Made
     path: Path
     note: str
-    batch: int
-    outputs: Outputs
-
-    def right(self) -> NDArray[np.bool_]:
-        answers: NDArray[np.bool_] = top1(self.outputs.values) == self.outputs.labels
-        return answers
+    answers: Answers
 
 
 def measure(
@@ -117,7 +87,7 @@ def measure(
             else:
                 failed[one.name] = Row(one)
         except Exception as error:  # of a file that somebody wrote: onnxruntime's errors have no base of their own
-            failed[one.name] = Row(replace(one, status=_told(error, files[one.name])))
+            failed[one.name] = Row(replace(one, status=told(error, files[one.name])))
     timings = dict(
         zip(opened, _time(list(opened.values()), test, Plan(seconds=seconds, launches=launches)), strict=True)
     )
@@ -128,23 +98,7 @@ def measure(
 
 def _open(made: Made, path: Path, test: TestSet) -> _File:
     path, note = readable(path)
-    batch = 1 if any(node.op_type in _DYNAMIC for node in onnx.load(path).graph.node) else _BATCH
-    session = open_session(path, "cpu", available_threads())
-    starts = range(0, len(test.labels), batch)
-    values = [np.asarray(session.run(None, test.batch(start, batch))[0], np.float32) for start in starts]
-    return _File(made, path, note, batch, Outputs(np.concatenate(values), test.labels))
-
-
-def readable(path: Path) -> tuple[Path, str]:
-    """A file that onnxruntime does not refuse for its version alone, and what was done to it."""
-    proto = onnx.load(path)
-    if proto.ir_version <= NEWEST_IR:
-        return path, ""
-    stamped = path.with_name(f"{path.stem}-ir{NEWEST_IR}.onnx")
-    note = f"IR version {proto.ir_version}, stamped {NEWEST_IR} here"
-    proto.ir_version = NEWEST_IR
-    onnx.save(proto, stamped)
-    return stamped, note
+    return _File(made, path, note, answer(path, test))
 
 
 def _time(files: Sequence[_File], test: TestSet, plan: Plan) -> list[Timing]:
@@ -160,11 +114,11 @@ def _row(file: _File, opened: Mapping[str, _File], timings: Mapping[str, Timing]
         note=file.note,
         raw_bytes=raw_bytes(file.path),
         zip_bytes=zip_bytes(file.path),
-        accuracy=accuracy(file.outputs),
-        fidelity=fidelity(file.outputs, dense.outputs),
-        scored_batch=file.batch,
-        against_float=None if file is dense else mcnemar(dense.right(), file.right()),
-        against_ours=None if beside is None else mcnemar(beside.right(), file.right()),
+        accuracy=accuracy(file.answers.outputs),
+        fidelity=fidelity(file.answers.outputs, dense.answers.outputs),
+        scored_batch=file.answers.batch,
+        against_float=None if file is dense else mcnemar(dense.answers.right(), file.answers.right()),
+        against_ours=None if beside is None else mcnemar(beside.answers.right(), file.answers.right()),
         latency=timing,
         speedup=None if file is dense else speedup(timings[FLOAT], timing),
         ours_speedup=None if beside is None else speedup(timing, timings[OURS]),
@@ -210,9 +164,3 @@ def _cells(row: Row, found: Accuracy, latency: Timing, dense: float) -> list[str
 
 def _ratio(ratio: Ratio | None) -> str:
     return "–" if ratio is None else f"{ratio.value:.2f}× [{ratio.low:.2f}-{ratio.high:.2f}]"
-
-
-def _told(error: Exception, path: Path) -> str:
-    """The first line of an error, without the folder that the file happens to be in."""
-    text = str(error).replace(f"{path.parent}/", "").strip() or "no message"
-    return f"{type(error).__name__}: {text.splitlines()[0]}"[:300]

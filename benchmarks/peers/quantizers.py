@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
 import subprocess
 import sys
-import tempfile
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from benchmarks.peers.apart import run_apart
 from benchmarks.peers.calibration import VERSIONS
-from benchmarks.peers.environments import interpreter, what_went_wrong
+from benchmarks.peers.environments import interpreter
 from compress.files import write_atomically
 
-ROOT = Path(__file__).parents[2]
 OURS = "compress"  # the name of this project's row
 FILE = "int8.onnx"  # what a peer writes
 TIMEOUT_S = 1800
@@ -109,32 +105,20 @@ def make_peer(peer: Quantizer, model: Path, calibration: Path, folder: Path, sou
 def run(command: list[str], made: Made, folder: Path, file: str = FILE, fine: tuple[int, ...] = (0,)) -> Made:
     """Run what writes ``folder``/``file`` and ends with a status of ``fine``; keep a record of it there."""
     folder.mkdir(parents=True, exist_ok=True)
-    started, cpu = time.perf_counter(), _cpu_seconds()
-    with tempfile.TemporaryDirectory() as scratch:
-        # Peers leave logs where they run, and counts for their statistics at home; CI=true: they send none.
-        apart = {"PYTHONPATH": str(ROOT), "HOME": scratch, "CI": "true"}
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=scratch, env={**os.environ, **apart}
-            )
-        except subprocess.TimeoutExpired:
-            return keep(Made(made.name, made.settings, made.source, f"not done after {TIMEOUT_S} s"), folder)
-    seconds, cpu = round(time.perf_counter() - started, 2), round(_cpu_seconds() - cpu, 2)
-    (folder / "log.txt").write_text(done.stdout + done.stderr)
-    status = "ok" if done.returncode in fine else what_went_wrong(done).replace(f"{folder.absolute()}/", "")
-    if status == "ok" and not (folder / file).exists():
+    ran = run_apart(command, folder, TIMEOUT_S, fine)
+    if ran.status == "ok" and not (folder / file).exists():
         found = ", ".join(sorted(path.name for path in folder.glob("*.onnx"))) or "no ONNX file"
-        status = f"wrote no {file}, but {found}"
+        ran = replace(ran, status=f"wrote no {file}, but {found}")
     told = folder / VERSIONS
-    versions = json.loads(told.read_text()) if told.exists() else made.versions
-    written = file if status == "ok" else None
-    return keep(Made(made.name, made.settings, made.source, status, seconds, cpu, versions, written), folder)
-
-
-def _cpu_seconds() -> float:
-    """Of the processes that this one has started and that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    made = replace(
+        made,
+        status=ran.status,
+        seconds=ran.seconds,
+        cpu_seconds=ran.cpu_seconds,
+        versions=json.loads(told.read_text()) if told.exists() else made.versions,
+        file=file if ran.status == "ok" else None,
+    )
+    return keep(made, folder)
 
 
 def keep(made: Made, folder: Path) -> Made:
