@@ -88,7 +88,7 @@ def finetune(
         ModelError: the loss is not finite; names the step and what to lower.
     """
     student.to(device).eval()
-    with fastest_layout(student, split, device) as layout:
+    with fastest_layout(student, split, device, config.batch_size) as layout:
         restore = labels_mode(student) if teacher is None or config.dropout else distilling_mode(student)
         optimizer = make_optimizer(student, config)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config))

@@ -37,12 +37,13 @@ class _Reshaping(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
-        sized = func is torch.Tensor.view and not any(isinstance(a, torch.dtype) for a in (*args, *options.values()))
+        views = (torch.Tensor.view, torch.ops.aten.view.default)  # the second is what traced models call
+        sized = func in views and not any(isinstance(a, torch.dtype) for a in (*args, *options.values()))
         return (torch.Tensor.reshape if sized else func)(*args, **options)
 
 
 @contextmanager
-def fastest_layout(module: nn.Module, split: Split, device: str) -> Iterator[Layout]:
+def fastest_layout(module: nn.Module, split: Split, device: str, batch: int = 2) -> Iterator[Layout]:
     """The layout to train ``module`` in, within the block.
 
     Channels last where the module has 2-d convolutions, is on the CPU, and answers the same in it. There the kernels
@@ -55,11 +56,12 @@ def fastest_layout(module: nn.Module, split: Split, device: str) -> Iterator[Lay
 
     Args:
         module: In eval mode, on ``device``.
-        split: Two of its samples tell whether the answers are the same.
+        split: A batch of its samples tells whether the answers are the same.
         device: What it trains on.
+        batch: Samples a step: kernels, and with them the layouts of what they return, depend on it.
     """
     convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    inputs = split.fetch(split.indices[:2])[0] if convolutions and device == "cpu" else ()
+    inputs = split.fetch(split.indices[:batch])[0] if convolutions and device == "cpu" else ()
     if not any(x.ndim == 4 for x in inputs):
         yield Layout()
         return
@@ -76,11 +78,11 @@ def fastest_layout(module: nn.Module, split: Split, device: str) -> Iterator[Lay
             weight.data = weight.data.as_strided(weight.shape, stride)
 
 
-@torch.no_grad()
 def _answer(layout: Layout, module: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """The outputs, or None where the module cannot be run so."""
+    """The outputs, or None where the module cannot be run so. With gradients: without, other kernels may run."""
     try:
-        return layout.run(module, inputs)
+        answer = layout.run(module, inputs)
+        return answer.detach() if isinstance(answer, Tensor) else answer
     except RuntimeError:  # "view size is not compatible with input tensor's size and stride"
         return None
 
