@@ -114,6 +114,7 @@ class ByChannel:
 
     scale: float = 1.0
     rest: float = 0.0
+    whole: tuple[int, int] = (8, 32)  # channels of both groups
 
     names = ("0", "6")
 
@@ -121,10 +122,16 @@ class ByChannel:
         return self.rest + self.scale * widths.sum(axis=1)
 
     def milliseconds(self, widths: Mapping[str, int]) -> float:
-        return self.rest + self.scale * (widths.get("0", 8) + widths.get("6", 32))
+        first, second = self.whole
+        return self.rest + self.scale * (widths.get("0", first) + widths.get("6", second))
 
     def calibrated(self, whole_ms: float, rest_ms: float = 0.0) -> ByChannel:
-        return ByChannel((whole_ms - rest_ms) / 40, rest_ms)
+        return ByChannel((whole_ms - rest_ms) / sum(self.whole), rest_ms, self.whole)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> ByChannel:
+        weights = module.state_dict()
+        return cls(whole=(len(weights["0.weight"]), len(weights["6.weight"])))
 
 
 def test_a_speed_up_is_measured_and_asked_for_again_where_it_falls_short(
@@ -142,6 +149,25 @@ def test_a_speed_up_is_measured_and_asked_for_again_where_it_falls_short(
     assert len(told) == 2
     assert told[1] < told[0]
     assert record.figures["rounds"][0]["left"] == pytest.approx(1 / 1.5)
+
+
+def test_a_search_for_the_least_latency_goes_by_what_was_measured_of_every_model(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.pruning.stage.layer_latency", lambda module, *_, **__: ByChannel.of(module))
+    model, context = opened
+    monkeypatch.setattr("compress.pruning.pruned.channel_block", lambda: 1)
+    told: list[float] = []
+
+    def measure(before: Model, after: Model) -> float:
+        told.append(40 / (sum(ByChannel.of(after.module).whole) + 0.25))  # a little slower than predicted
+        return told[-1]
+
+    asked = config(objective="latency", rounds=4, floor=0.0, round_to=1)
+    _, record = prune_to_budget(model, asked, dataclasses.replace(context, max_drop=0.99), measure)
+    lefts = [r["left"] for r in record.figures["rounds"]]
+    assert len(lefts) >= 3
+    assert set(lefts) <= {1 / ratio for ratio in told}
 
 
 def test_the_same_seed_gives_the_same_weights(opened: tuple[Model, Context]) -> None:

@@ -44,7 +44,6 @@ MeasureSpeedup = Callable[[Model, Model], float]
 
 CLOSE = 1.03  # a share within this factor of another is the same: timings are no better
 MEASUREMENTS = 3  # of a model before it is trained, to find the widths that reach a speed-up
-CALIBRATIONS = 2  # of a search for the least latency: its first models are measured, and correct the predictions
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ class _Search:
 
     def _reach(self, base: Candidate, target: float) -> Candidate | None:
         """A candidate that leaves ``target``, for a speed-up as measured on the exported model; None: there is none."""
-        _, goal = self.config.goal
+        counted, goal = self.config.goal
         asked, reached = target, None
         for _ in range(MEASUREMENTS):
             try:
@@ -290,7 +289,7 @@ class _Search:
                     raise  # what was asked for cannot be had, however it would score
                 self.refused = str(error)
                 break
-            if candidate is not None and self._to_be_timed():
+            if candidate is not None and counted == "latency" and self.measure is not None:
                 candidate = self._timed(candidate)
             reached = candidate or reached
             if candidate is None or goal is None or candidate.left <= target * CLOSE:
@@ -298,13 +297,6 @@ class _Search:
             # What was measured corrects the predictions already; this is for what no rest explains.
             asked = target * self._latency(self.dense, self.structure).milliseconds(candidate.widths) / candidate.left
         return reached if reached is not None and reached.left < base.left / CLOSE else None
-
-    def _to_be_timed(self) -> bool:
-        """Every model on the way to a speed-up that was asked for; else the first ones, which correct the others."""
-        counted, goal = self.config.goal
-        return (
-            counted == "latency" and self.measure is not None and (goal is not None or len(self.timed) < CALIBRATIONS)
-        )
 
     def _timed(self, candidate: Candidate) -> Candidate:
         """The same with what it really leaves of the latency, which all later predictions go by."""
