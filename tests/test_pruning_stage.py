@@ -41,6 +41,10 @@ def test_each_success_halves_what_is_left_and_a_failure_backs_off_to_the_geometr
     assert next_share(None, 0.5, search) == pytest.approx(0.5**0.5)
 
 
+def test_how_far_a_failure_backs_off_is_a_share_of_the_way_on_a_log_scale() -> None:
+    assert next_share(None, 0.5, PruneConfig(), way=0.25) == pytest.approx(0.5**0.25)
+
+
 def test_a_share_that_was_asked_for_is_the_end_of_the_search() -> None:
     asked = PruneConfig(macs=0.3)
     assert next_share(None, None, asked) == 0.3

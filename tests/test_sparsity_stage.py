@@ -48,6 +48,11 @@ def test_a_failure_backs_off_to_the_geometric_middle_of_the_densities() -> None:
     assert next_sparsity(None, 0.9, None, 0.9) == pytest.approx(1 - 0.1**0.5)
 
 
+def test_how_far_a_failure_backs_off_is_a_share_of_the_way_between_the_densities() -> None:
+    assert next_sparsity(None, 0.9, None, 0.9, way=0.25) == pytest.approx(1 - 0.1**0.25)
+    assert next_sparsity(0.9, 0.99, None, 0.9, way=1 / 3) == pytest.approx(1 - 0.1 * 0.1 ** (1 / 3))
+
+
 def test_a_sparsity_that_was_asked_for_is_the_end_of_the_search() -> None:
     assert next_sparsity(None, None, 0.8, 0.9) == 0.8
     assert next_sparsity(0.8, None, 0.8, 0.9) is None

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from compress.data.splits import Batch, Split
 from compress.errors import DataError, ModelError, RecipeError
-from compress.training import FineTuneConfig, Teacher, finetune, plan_steps
+from compress.training import FineTuneConfig, Teacher, finetune, plan_steps, way_back
 from compress.training.finetune import _rate, distilling_mode, loss_of, make_optimizer, thaw
 from compress.training.gradients import mean_gradients
 
@@ -234,3 +236,15 @@ def test_every_float_parameter_takes_part_in_training_and_no_other() -> None:
     thaw(module)
     assert {name for name, p in module.named_parameters() if not p.requires_grad} == {"codes"}
     mean_gradients(module, blobs())
+
+
+@given(good=st.floats(-0.02, 0.005), failed=st.floats(0.0051, 0.9))
+def test_a_search_goes_back_the_further_the_more_was_lost(good: float, failed: float) -> None:
+    near, far = way_back(good, failed, 0.005), way_back(good, 2 * failed, 0.005)
+    assert 0.25 <= far <= near <= 0.75
+
+
+def test_a_search_goes_back_to_where_a_square_expects_what_is_allowed() -> None:
+    assert way_back(0.0, 0.016, 0.005) == pytest.approx(0.5)  # 0.016 * 0.5 ** 2 is 0.8 of what is allowed
+    assert way_back(0.0, 0.9, 0.005) == 0.25
+    assert way_back(0.005, 0.006, 0.005) == 0.25

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from compress.pruning.pruned import (
     shapes_of,
 )
 from compress.pruning.values import Kept
-from compress.training import FineTuneConfig, Recovery, reestimate
+from compress.training import FineTuneConfig, Recovery, reestimate, way_back
 from compress.units import signed
 from compress.values import Context, Model, StageRecord
 
@@ -157,7 +156,8 @@ def prune_to_budget(
             raise
         return model, StageRecord("prune", plain, time.perf_counter() - started, skipped=str(error))
     while len(search.rounds) < config.rounds:
-        target = next_share(search.best.left if search.best is not None else None, search.failed, config)
+        left = search.best.left if search.best is not None else None
+        target = next_share(left, search.failed, config, search.way())
         if target is None:
             break
         search.tell(len(search.rounds))
@@ -175,12 +175,13 @@ def prune_to_budget(
     )
 
 
-def next_share(best: float | None, failed: float | None, config: PruneConfig) -> float | None:
-    """What share to leave next: halved while it works, then bisection on a logarithmic scale.
+def next_share(best: float | None, failed: float | None, config: PruneConfig, way: float = 0.5) -> float | None:
+    """What share to leave next: halved while it works, then between the two on a logarithmic scale.
 
     Args:
         best: The smallest share that was within the budget; None before the first.
         failed: The largest that was not; None before the first.
+        way: Share 0..1 of the way from ``best`` to ``failed``: see `way_back`.
 
     Returns:
         The next share, or None where another round cannot tell more.
@@ -193,7 +194,7 @@ def next_share(best: float | None, failed: float | None, config: PruneConfig) ->
         if best is None:
             return goal if goal is not None else config.start
         return left / 2
-    middle = math.sqrt(left * failed)
+    middle = left ** (1 - way) * failed**way
     # Another round costs as much as the first: not for less than a tenth of what is left, or what timings can tell.
     least = CLOSE if config.goal[0] == "latency" else 1.1
     return middle if left / middle > least else None
@@ -218,6 +219,7 @@ class _Search:
         self.best: Candidate | None = None
         self.drop = 0.0  # of the best
         self.failed: float | None = None  # the largest share that was outside the budget
+        self.lost: float | None = None  # the drop there; None: there is no such model
         self.rounds: list[Round] = []
         self.timed: list[tuple[float, float]] = []  # shares of the latency: of the layers alone, and as measured
         self.recovery = Recovery(context.original, context.data, context, config.finetune)
@@ -226,7 +228,7 @@ class _Search:
         """Cut, train and score; where no narrower model is to be had, that counts as a failure without training."""
         candidate = self._reach(self.best or self.dense, target)
         if candidate is None:
-            self._fail(target)
+            self._fail(target, None)
             return
         reestimate(candidate.module, self.data.train, seed=self.context.seed, device=self.context.device)
         outcome = self.recovery.train(
@@ -242,7 +244,7 @@ class _Search:
         if within:
             self.best, self.drop = candidate, outcome.drop
         else:
-            self._fail(max(target, candidate.left))
+            self._fail(max(target, candidate.left), outcome.drop)
 
     def tell(self, done: int) -> None:
         """How far the search is, and its best so far."""
@@ -251,8 +253,13 @@ class _Search:
             best = f"best: {self.best.left:.0%} of the {counted}, {signed(self.drop)} of {self.allowed:.4f} lost"
         self.context.progress("rounds of prune", done, self.config.rounds, best)
 
-    def _fail(self, left: float) -> None:
-        self.failed = left if self.failed is None else max(self.failed, left)
+    def _fail(self, left: float, lost: float | None) -> None:
+        if self.failed is None or left >= self.failed:
+            self.failed, self.lost = left, lost
+
+    def way(self) -> float:
+        """How far towards what failed the next one is to be: half-way where that could not even be cut."""
+        return 0.5 if self.lost is None else way_back(self.drop, self.lost, self.allowed)
 
     def figures(self) -> dict[str, Any]:
         last = self.best or self.dense

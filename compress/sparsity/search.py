@@ -17,7 +17,7 @@ from compress.sparsity.masking import Masking, Target, total
 from compress.sparsity.masks import make_masks, resolve_layers, sparsifiable, sparsity_of
 from compress.sparsity.realtime import RealtimePruner
 from compress.sparsity.size_model import predict_zip_bytes
-from compress.training import Outcome, Recovery
+from compress.training import Outcome, Recovery, way_back
 from compress.training.dropout import lowered_dropout
 from compress.training.finetune import thaw
 from compress.training.gradients import mean_gradients
@@ -71,6 +71,7 @@ class Search:
         self.best: Sparse | None = None
         self.drop = 0.0  # of the best
         self.failed: float | None = None  # the lowest sparsity that was outside the budget
+        self.lost = 0.0  # the drop there
         self.rounds: list[Round] = []
         self.notes: list[str] = []
         self._start = start_after(self.config.start, _elements(context.original, config), _elements(model, config))
@@ -106,7 +107,8 @@ class Search:
     def _bisection(self) -> Iterator[float]:
         for _ in range(self.config.rounds):
             best = None if self.best is None else self.best.sparsity
-            target = next_sparsity(best, self.failed, self.asked, self._start, self.came)
+            way = way_back(self.drop, self.lost, self.allowed)
+            target = next_sparsity(best, self.failed, self.asked, self._start, self.came, way)
             if target is None or not (self.asked is not None or self._pays(target)):
                 return
             yield target
@@ -237,7 +239,8 @@ class Search:
         self.rounds.append(Round(reached, outcome.drop, outcome.loss, outcome.steps, within, predicted))
         logger.info("sparsify %.1f%%: drop %.4f, %.4f allowed", 100 * reached, outcome.drop, self.allowed)
         if not within:
-            self.failed = aim if self.failed is None else min(self.failed, aim)
+            if self.failed is None or aim <= self.failed:
+                self.failed, self.lost = aim, outcome.drop
             return True
         sparser = reached > (self.came if self.best is None else self.best.sparsity)
         smaller = self.best is None or self.context.objective != "size" or predicted < self.best.zip_bytes
@@ -272,9 +275,9 @@ def _elements(model: Model, config: SparsifyConfig) -> int:
 
 
 def next_sparsity(
-    best: float | None, failed: float | None, asked: float | None, start: float, came: float = 0.0
+    best: float | None, failed: float | None, asked: float | None, start: float, came: float = 0.0, way: float = 0.5
 ) -> float | None:
-    """Which sparsity to try: bisection over density (1 - sparsity) on a logarithmic scale.
+    """Which sparsity to try: doubling, then halving the gap, over density (1 - sparsity) on a logarithmic scale.
 
     Args:
         best: The highest sparsity that was within the budget; None before the first.
@@ -282,6 +285,7 @@ def next_sparsity(
         asked: What was asked for: none above it is tried.
         start: The first one, where none was asked for.
         came: Sparsity of the model as it came: none below it is tried.
+        way: Share 0..1 of the way from ``best`` to ``failed``: see `way_back`.
 
     Returns:
         The next sparsity, or None where another round cannot tell more.
@@ -293,6 +297,6 @@ def next_sparsity(
         return asked if asked is not None else max(start, came)
     if failed is None:
         return min(1 - (1 - kept) / 2, 1.0 if asked is None else asked)
-    middle = 1 - math.sqrt((1 - kept) * (1 - failed))
+    middle = 1 - (1 - kept) ** (1 - way) * (1 - failed) ** way
     # Another round costs as much as the first: not for less than a tenth of the remaining weights.
     return middle if (1 - kept) / (1 - middle) > 1.1 else None

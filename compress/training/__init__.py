@@ -1,8 +1,8 @@
 """Fine-tuning: the only training loop of the package."""
 
 from compress.training.finetune import FineTuneConfig, finetune, plan_steps
-from compress.training.recovery import Outcome, Recovery
+from compress.training.recovery import Outcome, Recovery, way_back
 from compress.training.statistics import reestimate
 from compress.training.teacher import Teacher
 
-__all__ = ["FineTuneConfig", "Outcome", "Recovery", "Teacher", "finetune", "plan_steps", "reestimate"]
+__all__ = ["FineTuneConfig", "Outcome", "Recovery", "Teacher", "finetune", "plan_steps", "reestimate", "way_back"]
