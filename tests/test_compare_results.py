@@ -331,3 +331,19 @@ def test_a_readme_without_the_two_comments_is_refused() -> None:
 def test_the_headline_of_readme_is_what_the_results_say() -> None:
     text = README.read_text()
     assert text == headline.rewritten(text, results.read_all(README.parent / results.FOLDER))
+
+
+def test_a_workload_on_which_a_peer_was_not_tried_is_no_headline(tmp_path: Path) -> None:
+    tried = {row.entry for row in one_seed()}
+    results.write(one_seed(), "cnn", tmp_path, ENVIRONMENT, BUDGET, COMMAND, [*tried, "forgotten"])
+    (found,) = results.read_all(tmp_path)
+    assert found.not_run == ("forgotten",)
+    assert "cnn" not in headline.block([found])
+    assert "**Not run yet: forgotten.**" in page.page(tmp_path).read_text()
+    assert "cnn" in headline.block([replace(found, not_run=())])
+
+
+def test_an_entry_that_failed_was_tried(tmp_path: Path) -> None:
+    rows = [*one_seed(), failed("broken")]
+    results.write(rows, "cnn", tmp_path, ENVIRONMENT, BUDGET, COMMAND, [row.entry for row in rows])
+    assert results.read_all(tmp_path)[0].not_run == ()

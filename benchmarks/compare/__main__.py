@@ -77,7 +77,8 @@ def write(workload: str, inputs: Inputs, options: argparse.Namespace) -> None:
     budget = {name: value for name, value in inputs.budget().items() if name not in ("seed", "baseline")}
     command = ["python", "-m", "benchmarks.compare", "--workload", workload, "--seconds", f"{options.seconds:g}"]
     command += ["--launches", str(options.launches)]
-    print(results.write(rows, workload, options.out, environment(threads=1), budget, shlex.join(command)))
+    expected = [entry.name for entry in entries_for(WORKLOADS[workload].architecture)]
+    print(results.write(rows, workload, options.out, environment(threads=1), budget, shlex.join(command), expected))
     page.page(options.out)
 
 

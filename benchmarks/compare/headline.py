@@ -58,9 +58,9 @@ def table(comparisons: Iterable[Comparison]) -> Cells:
 
 
 def block(comparisons: Sequence[Comparison]) -> str:
-    """What stands between the two comments: a table a machine."""
+    """What stands between the two comments: a table a machine, of the workloads on which every peer was tried."""
     machines: dict[str, list[Comparison]] = {}
-    for one in comparisons:
+    for one in (one for one in comparisons if not one.not_run):
         machines.setdefault(one.environment["cpu"], []).append(one)
     parts = [f"\n{markdown(table(same))}\n{_told(cpu, same)}" for cpu, same in machines.items()]
     return "".join(parts) + "\n"

@@ -67,10 +67,11 @@ def _section(comparison: Comparison, folder: Path) -> str:
 def _told(comparison: Comparison) -> str:
     budget, known = comparison.budget, comparison.environment
     seeds = ", ".join(map(str, comparison.seeds))
+    missing = f" **Not run yet: {', '.join(comparison.not_run)}.**" if comparison.not_run else ""
     return (
         f"Seed{'s' if len(comparison.seeds) > 1 else ''} {seeds}. Budget: {fmt.count(budget['steps'])} optimizer "
         f"steps, a drop of {budget['max_drop']:g}. {known['cpu']}, {known['threads']} thread; torch {known['torch']}, "
-        f"onnxruntime {known['onnxruntime']}. `{comparison.command}`"
+        f"onnxruntime {known['onnxruntime']}. `{comparison.command}`{missing}"
     )
 
 

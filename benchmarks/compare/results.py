@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Comparison:
     budget: Mapping[str, Any]  # that every entry had: steps, max_drop, …
     rows: tuple[Row, ...]
     versus: tuple[Versus, ...]  # our entries against the best peer: made while the answers to each sample are known
+    not_run: tuple[str, ...] = ()  # entries that were not tried at every seed: without them nobody is the best peer
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -55,6 +56,7 @@ class Comparison:
             "seeds": list(self.seeds),
             "environment": dict(self.environment),
             "budget": dict(self.budget),
+            "not_run": list(self.not_run),
             "versus": [one.to_dict() for one in self.versus],
             "rows": [row.to_dict() for row in self.rows],
         }
@@ -69,6 +71,7 @@ class Comparison:
             stored["budget"],
             tuple(Row.from_dict(row) for row in stored["rows"]),
             tuple(Versus.from_dict(one) for one in stored["versus"]),
+            tuple(stored["not_run"]),
         )
 
 
@@ -103,6 +106,7 @@ def write(
     environment: Mapping[str, Any],
     budget: Mapping[str, Any],
     command: str,
+    expected: Iterable[str] = (),
 ) -> Path:
     """Write compare-<workload>-seeds<k>-<cpu>-threads1.json and .csv, of the rows of all seeds.
 
@@ -113,11 +117,14 @@ def write(
         environment: Of `compress.measurement.environment.environment(threads=1)`.
         budget: What every entry had: budget.json of the inputs, without what differs from seed to seed.
         command: Without this machine's folders.
+        expected: The entries that there are for this workload.
 
     Returns:
         The JSON file.
     """
-    comparison = Comparison(workload, command, environment, budget, tuple(rows), all_versus(rows))
+    tried = {(row.entry, row.seed) for row in rows}
+    not_run = tuple(name for name in expected if any((name, seed) not in tried for _, seed in tried))
+    comparison = Comparison(workload, command, environment, budget, tuple(rows), all_versus(rows), not_run)
     name = (
         f"compare-{workload}-seeds{len(comparison.seeds)}-{machine_name(environment)}-threads{environment['threads']}"
     )
