@@ -66,7 +66,8 @@ def test_every_form_of_file_is_predicted_within_ten_percent(make: object, sparsi
     module = thin_out(dense.module, sparsity)
     context = Context(data=synthetic(dense.inputs, count=40), directory=tmp_path)
     onnx, _ = export(Model(module, dense.inputs), ExportConfig(), context)
-    variants, _ = quantize(onnx, QuantizeConfig(), context)
+    # Whether there is a file with layers in float, and which they are, goes by what is timed: nobody predicts it.
+    variants, _ = quantize(onnx, QuantizeConfig(fast="no"), context)
     files = {"fp32": onnx.path} | {variant.name: variant.onnx.path for variant in variants}
     assert len(files) >= 4
     predicted = predict_all(module)
