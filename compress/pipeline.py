@@ -23,7 +23,7 @@ from compress.onnx_export import export
 from compress.opening import Opened, open_inputs
 from compress.pruning import prune_to_budget
 from compress.quantization import quantize
-from compress.recipe import Recipe
+from compress.recipe import FOR_OBJECTIVE, Recipe
 from compress.reporting import Report
 from compress.shipping import ship
 from compress.sparsity import resolve_layers, sparsifiable, sparsify
@@ -216,6 +216,8 @@ def _goal(stage: Stage, recipe: Recipe) -> tuple[Any, ...]:
 def _skipped(stage: Stage, recipe: Recipe, opened: Opened) -> str | None:
     """Why a stage does not run, in one line, or None."""
     if stage.name in recipe.skip:
+        if stage.name in FOR_OBJECTIVE.get(recipe.objective, {}).get("skip", ()):
+            return f"--objective {recipe.objective} leaves it out"
         return "--skip asked for it"
     if "torch" in stage.needs and opened.source.skips:
         return opened.source.skips

@@ -509,3 +509,13 @@ def test_with_objective_size_smaller_files_than_int8_are_measured_and_the_smalle
     assert zipped["baseline-int4-weights"] < 0.75 * zipped["baseline-int8-weights"]
     assert report.shipped.zip_bytes < zipped["baseline-int8-weights"]
     assert provenance(tmp_path / "run" / "model.onnx")["variant"] == report.choice.shipped
+
+
+def test_a_stage_that_the_objective_leaves_out_is_not_said_to_have_been_skipped_by_the_user(
+    quick: Callable[..., Recipe],
+) -> None:
+    stages, opened = {stage.name: stage for stage in STAGES}, Any
+    latency = quick(objective="latency")
+    assert pipeline._skipped(stages["sparsify"], latency, opened) == "--objective latency leaves it out"  # type: ignore[arg-type]
+    asked = quick(skip=("prune",))
+    assert pipeline._skipped(stages["prune"], asked, opened) == "--skip asked for it"  # type: ignore[arg-type]
