@@ -96,6 +96,61 @@ def test_a_search_goes_on_from_the_best_and_keeps_against_the_original(opened: t
             assert int(index.max()) < model.module.state_dict()[name].shape[axis]
 
 
+def test_what_is_outside_the_budget_by_little_is_trained_once_more_before_the_search_backs_off(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = opened
+    drops = iter([0.015, 0.0, 0.015, 0.015, 0.0])  # of which 0.01 is allowed, and 0.02 is by little
+    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))
+    _, record = prune_to_budget(model, config(rounds=5), dataclasses.replace(context, max_drop=0.01))
+    first, again, second, second_again, back = (r["left"] for r in record.figures["rounds"])
+    assert first == again > back > second == second_again
+    assert [r["within"] for r in record.figures["rounds"]] == [False, True, False, False, True]
+
+
+def test_a_model_far_outside_the_budget_is_not_trained_again(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = opened
+    drops = iter([0.021, 0.0])
+    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))
+    _, record = prune_to_budget(model, config(rounds=2), dataclasses.replace(context, max_drop=0.01))
+    first, back = (r["left"] for r in record.figures["rounds"])
+    assert back > first
+
+
+@pytest.mark.parametrize(("after", "kept"), [(0.0, True), (0.3, False)])
+def test_rounds_that_are_left_train_the_best_model_further_and_never_make_it_worse(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch, after: float, kept: bool
+) -> None:
+    model, context = opened
+    freely = dataclasses.replace(context, max_drop=0.9)
+    narrowest = config(start=0.3, rounds=1)
+    monkeypatch.setattr("compress.pruning.stage.next_share", lambda best, *_: None if best else 0.3)
+    one, _ = prune_to_budget(model, narrowest, freely)
+    drops = iter([0.2, after])
+    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))
+    longer, record = prune_to_budget(model, dataclasses.replace(narrowest, rounds=4), freely)
+    first, last = record.figures["rounds"]
+    assert (first["steps"], last["steps"]) == (20, 60)
+    assert first["left"] == last["left"]
+    weights, trained = (dict(m.module.named_parameters()) for m in (one, longer))
+    assert {n: p.shape for n, p in weights.items()} == {n: p.shape for n, p in trained.items()}
+    assert all(torch.equal(weights[name], trained[name]) for name in weights) is not kept
+
+
+def test_a_failure_that_a_narrower_model_refutes_does_not_end_the_search(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = opened
+    drops = iter([0.0, 0.5, 0.0, 0.0, 0.0])
+    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))
+    lefts = iter([0.5, 0.2, 0.15, 0.1])
+    monkeypatch.setattr("compress.pruning.stage._Search._left", lambda *_: next(lefts))
+    _, record = prune_to_budget(model, config(rounds=4), dataclasses.replace(context, max_drop=0.01))
+    assert [r["left"] for r in record.figures["rounds"]] == [0.5, 0.2, 0.15, 0.1]
+
+
 def test_outside_the_budget_the_model_comes_back_as_it_was(opened: tuple[Model, Context]) -> None:
     model, context = opened
     tight = config(macs=0.12, rounds=1, min_steps=1, epochs=0.001, floor=0.0)

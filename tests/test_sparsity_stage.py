@@ -308,8 +308,39 @@ def test_for_size_no_round_is_run_that_is_predicted_to_save_nothing(
     assert len(record.figures["rounds"]) == 3
     monkeypatch.setattr("compress.sparsity.search.predict_zip_bytes", lambda *a, **k: 1000)
     _, record = sparsify(model, config, replace(freely, objective="size"))
-    assert len(record.figures["rounds"]) == 1
+    assert {r["sparsity"] for r in record.figures["rounds"]} == {0.5}
     assert "was not tried" in record.notes[-1]
+
+
+def test_rounds_that_are_left_train_the_best_model_further_and_keep_its_zeros(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = opened
+    monkeypatch.setattr("compress.sparsity.search.predict_zip_bytes", lambda *a, **k: 1000)  # no other round pays
+    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: 0.0)
+    asked = quickly(start=0.5, rounds=4)
+    one, _ = sparsify(model, quickly(start=0.5, rounds=1), replace(context, max_drop=1.0, objective="size"))
+    longer, record = sparsify(model, asked, replace(context, max_drop=1.0, objective="size"))
+    assert [r["steps"] for r in record.figures["rounds"]] == [20, 60]
+    for name, weights in sparsifiable(one.module).items():
+        trained = longer.module.get_parameter(name)
+        assert torch.equal(weights == 0, trained == 0)
+        assert not torch.equal(weights, trained)
+
+
+def test_what_is_outside_the_budget_by_little_is_trained_once_more_before_the_search_backs_off(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = opened
+    drops = iter([0.015, 0.015, 0.0, 0.0])  # of which 0.01 is allowed, and 0.02 is by little
+    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))
+    _, record = sparsify(model, quickly(start=0.8, rounds=3), replace(context, max_drop=0.01))
+    first, again, back = (r["sparsity"] for r in record.figures["rounds"])
+    assert back < again == first
+    drops = iter([0.025, 0.0, 0.0, 0.0])  # by much
+    _, record = sparsify(model, quickly(start=0.8, rounds=2), replace(context, max_drop=0.01))
+    first, back = (r["sparsity"] for r in record.figures["rounds"])
+    assert back < first
 
 
 def test_dropout_is_lowered_with_the_connections_left_where_it_is_on(

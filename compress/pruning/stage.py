@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import time
@@ -31,7 +32,7 @@ from compress.pruning.pruned import (
     shapes_of,
 )
 from compress.pruning.values import Kept
-from compress.training import FineTuneConfig, Recovery, reestimate, way_back
+from compress.training import FineTuneConfig, Outcome, Recovery, reestimate, way_back
 from compress.units import signed
 from compress.values import Context, Model, StageRecord
 
@@ -132,8 +133,9 @@ def prune_to_budget(
 
     Each round cuts the least important channels of the best model so far, takes its normalisation statistics again,
     and distils it from the original. After a round within the budget the next one halves what is left; after one
-    outside it the next backs off to half-way (on a logarithmic scale), from the last good model. What is returned is
-    the smallest model that was within the budget on validation.
+    outside it by little the same model is trained once more, and after any other the next backs off (on a logarithmic
+    scale), from the last good model. Where nothing narrower is to be had, the rounds that are left train the best
+    model further. What is returned is the smallest model that was within the budget on validation.
 
     Args:
         measure: For ``speedup``: how much faster a candidate really is; None: as the layers' timings predict.
@@ -155,13 +157,10 @@ def prune_to_budget(
         if config.goal[1] is not None:
             raise
         return model, StageRecord("prune", plain, time.perf_counter() - started, skipped=str(error))
-    while len(search.rounds) < config.rounds:
-        left = search.best.left if search.best is not None else None
-        target = next_share(left, search.failed, config, search.way())
-        if target is None:
-            break
+    search.tell(0)
+    while search.run_round():
         search.tell(len(search.rounds))
-        search.run_round(target)
+    search.polish()
     search.tell(config.rounds)
     seconds = time.perf_counter() - started
     figures = search.figures()
@@ -218,33 +217,80 @@ class _Search:
         self.allowed = config.budget * context.max_drop
         self.best: Candidate | None = None
         self.drop = 0.0  # of the best
-        self.failed: float | None = None  # the largest share that was outside the budget
-        self.lost: float | None = None  # the drop there; None: there is no such model
+        self.failures: list[tuple[float, float | None]] = []  # share, and the drop there; None: there is no such model
+        self.near: Candidate | None = None  # was outside the budget by little, and is trained once more
         self.rounds: list[Round] = []
         self.timed: list[tuple[float, float]] = []  # shares of the latency: of the layers alone, and as measured
         self.recovery = Recovery(context.original, context.data, context, config.finetune)
 
-    def run_round(self, target: float) -> None:
-        """Cut, train and score; where no narrower model is to be had, that counts as a failure without training."""
-        candidate = self._reach(self.best or self.dense, target)
+    def run_round(self) -> bool:
+        """Train and score one candidate; False where there is none, or no round left."""
+        candidate = self._next() if len(self.rounds) < self.config.rounds else None
         if candidate is None:
-            self._fail(target, None)
+            return False
+        again, self.near = candidate is self.near, None
+        if not again:
+            reestimate(candidate.module, self.data.train, seed=self.context.seed, device=self.context.device)
+        outcome = self._train(candidate, 1)
+        if self.rounds[-1].within:
+            self.best, self.drop = candidate, outcome.drop
+        else:
+            self.failures.append((candidate.left, outcome.drop))
+            if not again and outcome.drop <= self.allowed + self.context.max_drop:
+                self.near = candidate
+        return True
+
+    def polish(self) -> None:
+        """Train the best model for the rounds that are left, where as little as possible was to be left.
+
+        They are part of what the user allowed, and what later stages take needs all the accuracy there is.
+        """
+        rest = self.config.rounds - len(self.rounds)
+        if self.best is None or rest < 1 or self.config.goal[1] is not None:
             return
-        reestimate(candidate.module, self.data.train, seed=self.context.seed, device=self.context.device)
+        longer = dataclasses.replace(self.best, module=copy.deepcopy(self.best.module))
+        outcome = self._train(longer, rest)
+        if outcome.drop <= self.drop:
+            self.best, self.drop = longer, outcome.drop
+
+    def _next(self) -> Candidate | None:
+        """What to train; a share at which no narrower model is to be had counts as a failure without training."""
+        if self.near is not None:
+            return self.near
+        base = self.best or self.dense
+        while (target := self._target()) is not None:
+            candidate = self._reach(base, target)
+            if candidate is not None:
+                return candidate
+            self.failures.append((target, None))
+        return None
+
+    def _target(self) -> float | None:
+        """The share to leave next; None: there is none."""
+        left = None if self.best is None else self.best.left
+        # What failed above the best was refuted by it.
+        failures = [failure for failure in self.failures if left is None or failure[0] < left]
+        if not failures:
+            return next_share(left, None, self.config)
+        failed, lost = max(failures, key=lambda failure: failure[0])
+        # Half-way back where it could not even be cut.
+        way = 0.5 if lost is None else way_back(self.drop, lost, self.allowed)
+        return next_share(left, failed, self.config, way)
+
+    def _train(self, candidate: Candidate, rounds: int) -> Outcome:
+        """Train it for as many rounds, and note what came of it."""
+        steps = self.recovery.steps(self.config.epochs, self.config.min_steps)
         outcome = self.recovery.train(
             candidate.module,
-            steps=self.recovery.steps(self.config.epochs, self.config.min_steps),
+            steps=rounds * steps,
             seed=self.context.seed * 1000 + 500 + len(self.rounds),  # other batches than those of sparsify
-            label=f"prune to {target:.0%} of the {self.config.goal[0]}",
+            label=f"prune to {candidate.left:.0%} of the {self.config.goal[0]}",
         )
         within = outcome.drop <= self.allowed + 1e-9
         macs, parameters = self._cost(candidate)
         self.rounds.append(Round(candidate.left, macs, parameters, outcome.drop, outcome.loss, outcome.steps, within))
         logger.info("prune: %.3f left, drop %.4f, %.4f allowed", candidate.left, outcome.drop, self.allowed)
-        if within:
-            self.best, self.drop = candidate, outcome.drop
-        else:
-            self._fail(max(target, candidate.left), outcome.drop)
+        return outcome
 
     def tell(self, done: int) -> None:
         """How far the search is, and its best so far."""
@@ -252,14 +298,6 @@ class _Search:
         if self.best is not None:
             best = f"best: {self.best.left:.0%} of the {counted}, {signed(self.drop)} of {self.allowed:.4f} lost"
         self.context.progress("rounds of prune", done, self.config.rounds, best)
-
-    def _fail(self, left: float, lost: float | None) -> None:
-        if self.failed is None or left >= self.failed:
-            self.failed, self.lost = left, lost
-
-    def way(self) -> float:
-        """How far towards what failed the next one is to be: half-way where that could not even be cut."""
-        return 0.5 if self.lost is None else way_back(self.drop, self.lost, self.allowed)
 
     def figures(self) -> dict[str, Any]:
         last = self.best or self.dense
@@ -285,7 +323,7 @@ class _Search:
     # -- one candidate -----------------------------------------------------------------------------------------------
 
     def _reach(self, base: Candidate, target: float) -> Candidate | None:
-        """A candidate that leaves ``target``, for a speed-up as measured on the exported model; None: there is none."""
+        """A candidate that leaves ``target``, of the latency as measured on the exported model; None: there is none."""
         counted, goal = self.config.goal
         asked, reached = target, None
         for _ in range(MEASUREMENTS):
@@ -299,7 +337,7 @@ class _Search:
             if candidate is not None and counted == "latency" and self.measure is not None:
                 candidate = self._timed(candidate)
             reached = candidate or reached
-            if candidate is None or goal is None or candidate.left <= target * CLOSE:
+            if candidate is None or candidate.left <= target * CLOSE:
                 break
             # What was measured corrects the predictions already; this is for what no rest explains.
             asked = target * self._latency(self.dense, self.structure).milliseconds(candidate.widths) / candidate.left

@@ -33,6 +33,7 @@ DECISIONS = 20  # of the reactive schedule, in the part of a round in which spar
 FEWEST = 1e-3  # density at which a search for a number of bytes gives up
 REACHED = 1e-3  # closer to a sparsity than this is there: the number of weights is whole
 DENSEST = 0.5  # density at which the search begins at most: nobody asks for fewer zeros
+TRAINED_TWICE = ("cubic", "one-shot")  # schedules that leave a target's model to be trained on; others set their own
 PAYS = 0.05  # share of the predicted bytes that another round must save: it costs as much as the first
 
 
@@ -72,6 +73,7 @@ class Search:
         self.drop = 0.0  # of the best
         self.failed: float | None = None  # the lowest sparsity that was outside the budget
         self.lost = 0.0  # the drop there
+        self.near: tuple[nn.Module, float] | None = None  # outside by little, and the target: trained once more
         self.rounds: list[Round] = []
         self.notes: list[str] = []
         self._start = start_after(self.config.start, _elements(context.original, config), _elements(model, config))
@@ -84,6 +86,7 @@ class Search:
             self._tell(number)
             if not self._run_round(target, number):
                 break
+        self._polish()
         self._tell(self.config.rounds)
 
     def _tell(self, done: int) -> None:
@@ -106,6 +109,9 @@ class Search:
 
     def _bisection(self) -> Iterator[float]:
         for _ in range(self.config.rounds):
+            if self.near is not None:
+                yield self.near[1]
+                continue
             best = None if self.best is None else self.best.sparsity
             way = way_back(self.drop, self.lost, self.allowed)
             target = next_sparsity(best, self.failed, self.asked, self._start, self.came, way)
@@ -172,7 +178,8 @@ class Search:
 
     def _run_round(self, target: Target, number: int) -> bool:
         """One fine-tuning; False where it tells that no further one is worth its time."""
-        module = copy.deepcopy(self.best.module if self.best is not None else self.dense.module)
+        near, self.near = self.near, None
+        module = near[0] if near is not None else copy.deepcopy((self.best or self.dense).module)
         seed = self.context.seed * 1000 + number
         aim = total(sparsifiable(module, self.config.keep), target, self.config.scope)
         label = f"sparsify {self.config.pattern or f'{aim:.1%}'}"
@@ -182,7 +189,36 @@ class Search:
             masking = self._masking(module, target)
             with self._dropout(module, masking):
                 outcome = self._recovery.train(module, steps=self._steps, seed=seed, label=label, after_step=masking)
-        return self._judge(module, aim, outcome)
+        goes_on = self._judge(module, aim, outcome)
+        narrowly = not self.rounds[-1].within and outcome.drop <= self.allowed + self.context.max_drop
+        if near is None and narrowly and isinstance(target, float) and self.config.schedule in TRAINED_TWICE:
+            self.near = module, target
+        return goes_on
+
+    def _polish(self) -> None:
+        """Train the best model for the rounds that are left, its zeros held, where as many as possible were wanted.
+
+        They are part of what the user allowed; what quantization takes needs all the accuracy there is.
+        """
+        rest, config = self.config.rounds - len(self.rounds), self.config
+        given = self.asked is not None or config.layers or config.pattern is not None
+        if self.best is None or rest < 1 or given or config.schedule not in TRAINED_TWICE:
+            return
+        module, target = copy.deepcopy(self.best.module), self.best.sparsity
+        masking = Masking(sparsifiable(module, config.keep), target, score="magnitude", scope=config.scope)
+        outcome = self._recovery.train(
+            module,
+            steps=rest * self._steps,
+            seed=self.context.seed * 1000 + len(self.rounds),
+            label=f"sparsify {target:.1%}",
+            after_step=masking,
+        )
+        reached = sparsity_of(sparsifiable(module, config.keep))
+        predicted = predict_zip_bytes(module, stored=self.context.stored)
+        within = outcome.drop <= self.allowed + 1e-9
+        self.rounds.append(Round(reached, outcome.drop, outcome.loss, outcome.steps, within, predicted))
+        if outcome.drop <= self.drop:
+            self.best, self.drop = Sparse(module, reached, predicted), outcome.drop
 
     def _react(self, module: nn.Module, limit: float, seed: int, label: str) -> Outcome:
         """Train while the loss decides how fast sparsity rises, up to ``limit``."""
