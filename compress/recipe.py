@@ -72,7 +72,8 @@ FOR_OBJECTIVE: Mapping[str, Mapping[str, Any]] = {
         "skip": ("sparsify",),
         "prune.objective": "latency",
         "prune.rounds": 8,
-        "prune.budget": 0.5,
+        "prune.budget": 0.75,
+        "prune.floor": 0.03,
     },
 }
 

@@ -96,11 +96,11 @@ def test_a_search_goes_on_from_the_best_and_keeps_against_the_original(opened: t
             assert int(index.max()) < model.module.state_dict()[name].shape[axis]
 
 
-def test_what_is_outside_the_budget_by_little_is_trained_once_more_before_the_search_backs_off(
+def test_what_is_outside_the_budget_by_little_is_trained_again_before_the_search_backs_off(
     opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, context = opened
-    drops = iter([0.015, 0.0, 0.015, 0.015, 0.0])  # of which 0.01 is allowed, and 0.02 is by little
+    drops = iter([0.025, 0.0, 0.025, 0.018, 0.0])  # of which 0.01 is allowed; the second excess is not half the first
     monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))
     _, record = prune_to_budget(model, config(rounds=5), dataclasses.replace(context, max_drop=0.01))
     first, again, second, second_again, back = (r["left"] for r in record.figures["rounds"])
@@ -112,7 +112,7 @@ def test_a_model_far_outside_the_budget_is_not_trained_again(
     opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, context = opened
-    drops = iter([0.021, 0.0])
+    drops = iter([0.031, 0.0])
     monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))
     _, record = prune_to_budget(model, config(rounds=2), dataclasses.replace(context, max_drop=0.01))
     first, back = (r["left"] for r in record.figures["rounds"])

@@ -157,7 +157,7 @@ def test_what_is_no_number_is_refused_before_any_work(option: str, value: str) -
 def test_the_latency_objective_spends_all_rounds_on_channels(tmp_path: Path) -> None:
     recipe = load_recipe(tmp_path / "model.pt", {"objective": "latency"})
     assert recipe.skip == ("sparsify",)
-    assert (recipe.prune.objective, recipe.prune.budget) == ("latency", 0.5)
+    assert (recipe.prune.objective, recipe.prune.budget, recipe.prune.floor) == ("latency", 0.75, 0.03)
     both = load_recipe(tmp_path / "model.pt", {"objective": "balanced"})
     assert recipe.prune.rounds == both.prune.rounds + both.sparsify.rounds
 

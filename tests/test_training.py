@@ -15,7 +15,7 @@ from torch import nn
 
 from compress.data.splits import Batch, Split
 from compress.errors import DataError, ModelError, RecipeError
-from compress.training import FineTuneConfig, Teacher, finetune, plan_steps, way_back
+from compress.training import FineTuneConfig, Teacher, finetune, plan_steps, way_back, worth_more
 from compress.training.finetune import _rate, distilling_mode, loss_of, make_optimizer, thaw
 from compress.training.gradients import mean_gradients
 
@@ -248,3 +248,10 @@ def test_a_search_goes_back_to_where_a_square_expects_what_is_allowed() -> None:
     assert way_back(0.0, 0.016, 0.005) == pytest.approx(0.5)  # 0.016 * 0.5 ** 2 is 0.8 of what is allowed
     assert way_back(0.0, 0.9, 0.005) == 0.25
     assert way_back(0.005, 0.006, 0.005) == 0.25
+
+
+def test_a_model_outside_the_budget_by_little_is_trained_on_for_as_long_as_each_round_halves_the_rest() -> None:
+    assert worth_more(0.0249, None, allowed=0.005, max_drop=0.01)
+    assert not worth_more(0.0251, None, allowed=0.005, max_drop=0.01)
+    assert worth_more(0.0149, 0.025, allowed=0.005, max_drop=0.01)
+    assert not worth_more(0.0151, 0.025, allowed=0.005, max_drop=0.01)

@@ -32,7 +32,7 @@ from compress.pruning.pruned import (
     shapes_of,
 )
 from compress.pruning.values import Kept
-from compress.training import FineTuneConfig, Outcome, Recovery, reestimate, way_back
+from compress.training import FineTuneConfig, Outcome, Recovery, reestimate, way_back, worth_more
 from compress.units import signed
 from compress.values import Context, Model, StageRecord
 
@@ -132,8 +132,8 @@ def prune_to_budget(
     """Take out as many channels as the accuracy budget allows.
 
     Each round cuts the least important channels of the best model so far, takes its normalisation statistics again,
-    and distils it from the original. After a round within the budget the next one halves what is left; after one
-    outside it by little the same model is trained once more, and after any other the next backs off (on a logarithmic
+    and distils it from the original. After a round within the budget the next one halves what is left. What is outside
+    it by little is trained again (`worth_more`); after any other failure the next round backs off (on a logarithmic
     scale), from the last good model. Where nothing narrower is to be had, the rounds that are left train the best
     model further. What is returned is the smallest model that was within the budget on validation.
 
@@ -218,7 +218,7 @@ class _Search:
         self.best: Candidate | None = None
         self.drop = 0.0  # of the best
         self.failures: list[tuple[float, float | None]] = []  # share, and the drop there; None: there is no such model
-        self.near: Candidate | None = None  # was outside the budget by little, and is trained once more
+        self.near: tuple[Candidate, float] | None = None  # outside the budget by little, and its drop: trained again
         self.rounds: list[Round] = []
         self.timed: list[tuple[float, float]] = []  # shares of the latency: of the layers alone, and as measured
         self.recovery = Recovery(context.original, context.data, context, config.finetune)
@@ -228,16 +228,16 @@ class _Search:
         candidate = self._next() if len(self.rounds) < self.config.rounds else None
         if candidate is None:
             return False
-        again, self.near = candidate is self.near, None
-        if not again:
+        near, self.near = self.near, None
+        if near is None:
             reestimate(candidate.module, self.data.train, seed=self.context.seed, device=self.context.device)
         outcome = self._train(candidate, 1)
         if self.rounds[-1].within:
             self.best, self.drop = candidate, outcome.drop
         else:
             self.failures.append((candidate.left, outcome.drop))
-            if not again and outcome.drop <= self.allowed + self.context.max_drop:
-                self.near = candidate
+            if worth_more(outcome.drop, None if near is None else near[1], self.allowed, self.context.max_drop):
+                self.near = candidate, outcome.drop
         return True
 
     def polish(self) -> None:
@@ -256,7 +256,7 @@ class _Search:
     def _next(self) -> Candidate | None:
         """What to train; a share at which no narrower model is to be had counts as a failure without training."""
         if self.near is not None:
-            return self.near
+            return self.near[0]
         base = self.best or self.dense
         while (target := self._target()) is not None:
             candidate = self._reach(base, target)

@@ -17,7 +17,7 @@ from compress.sparsity.masking import Masking, Target, total
 from compress.sparsity.masks import make_masks, resolve_layers, sparsifiable, sparsity_of
 from compress.sparsity.realtime import RealtimePruner
 from compress.sparsity.size_model import predict_zip_bytes
-from compress.training import Outcome, Recovery, way_back
+from compress.training import Outcome, Recovery, way_back, worth_more
 from compress.training.dropout import lowered_dropout
 from compress.training.finetune import thaw
 from compress.training.gradients import mean_gradients
@@ -33,7 +33,7 @@ DECISIONS = 20  # of the reactive schedule, in the part of a round in which spar
 FEWEST = 1e-3  # density at which a search for a number of bytes gives up
 REACHED = 1e-3  # closer to a sparsity than this is there: the number of weights is whole
 DENSEST = 0.5  # density at which the search begins at most: nobody asks for fewer zeros
-TRAINED_TWICE = ("cubic", "one-shot")  # schedules that leave a target's model to be trained on; others set their own
+TRAINED_ON = ("cubic", "one-shot")  # schedules that leave a target's model to be trained on; others set their own
 PAYS = 0.05  # share of the predicted bytes that another round must save: it costs as much as the first
 
 
@@ -58,6 +58,15 @@ class Sparse:
     zip_bytes: int  # predicted
 
 
+@dataclass(frozen=True)
+class _Near:
+    """A module that was outside the budget by little."""
+
+    module: nn.Module
+    target: float  # sparsity
+    drop: float
+
+
 class Search:
     """The rounds so far, and the best model among them."""
 
@@ -71,9 +80,8 @@ class Search:
         self.asked: float | None = None  # sparsity, where one or a number of bytes was asked for
         self.best: Sparse | None = None
         self.drop = 0.0  # of the best
-        self.failed: float | None = None  # the lowest sparsity that was outside the budget
-        self.lost = 0.0  # the drop there
-        self.near: tuple[nn.Module, float] | None = None  # outside by little, and the target: trained once more
+        self.failures: list[tuple[float, float]] = []  # sparsity that was outside the budget, and the drop there
+        self.near: _Near | None = None  # trained again
         self.rounds: list[Round] = []
         self.notes: list[str] = []
         self._start = start_after(self.config.start, _elements(context.original, config), _elements(model, config))
@@ -110,14 +118,20 @@ class Search:
     def _bisection(self) -> Iterator[float]:
         for _ in range(self.config.rounds):
             if self.near is not None:
-                yield self.near[1]
+                yield self.near.target
                 continue
-            best = None if self.best is None else self.best.sparsity
-            way = way_back(self.drop, self.lost, self.allowed)
-            target = next_sparsity(best, self.failed, self.asked, self._start, self.came, way)
+            target = self._next_target()
             if target is None or not (self.asked is not None or self._pays(target)):
                 return
             yield target
+
+    def _next_target(self) -> float | None:
+        best = None if self.best is None else self.best.sparsity
+        # What failed at no more zeros than the best has was refuted by it.
+        failures = [failure for failure in self.failures if best is None or failure[0] > best + REACHED]
+        failed, lost = min(failures, default=(None, 0.0))
+        way = way_back(self.drop, lost, self.allowed)
+        return next_sparsity(best, failed, self.asked, self._start, self.came, way)
 
     def _iterations(self) -> Iterator[float]:
         """Remove a share of what is left, retrain, again, until accuracy is outside the budget (Han et al. 2015)."""
@@ -129,7 +143,7 @@ class Search:
                     return
                 target = min(target, self.asked)
             yield target
-            if self.failed is not None:
+            if self.failures:
                 return
 
     def _pays(self, target: float) -> bool:
@@ -179,7 +193,7 @@ class Search:
     def _run_round(self, target: Target, number: int) -> bool:
         """One fine-tuning; False where it tells that no further one is worth its time."""
         near, self.near = self.near, None
-        module = near[0] if near is not None else copy.deepcopy((self.best or self.dense).module)
+        module = near.module if near is not None else copy.deepcopy((self.best or self.dense).module)
         seed = self.context.seed * 1000 + number
         aim = total(sparsifiable(module, self.config.keep), target, self.config.scope)
         label = f"sparsify {self.config.pattern or f'{aim:.1%}'}"
@@ -190,9 +204,13 @@ class Search:
             with self._dropout(module, masking):
                 outcome = self._recovery.train(module, steps=self._steps, seed=seed, label=label, after_step=masking)
         goes_on = self._judge(module, aim, outcome)
-        narrowly = not self.rounds[-1].within and outcome.drop <= self.allowed + self.context.max_drop
-        if near is None and narrowly and isinstance(target, float) and self.config.schedule in TRAINED_TWICE:
-            self.near = module, target
+        again = self.config.schedule in TRAINED_ON and not self.rounds[-1].within
+        if (
+            again
+            and isinstance(target, float)
+            and worth_more(outcome.drop, None if near is None else near.drop, self.allowed, self.context.max_drop)
+        ):
+            self.near = _Near(module, target, outcome.drop)
         return goes_on
 
     def _polish(self) -> None:
@@ -202,7 +220,7 @@ class Search:
         """
         rest, config = self.config.rounds - len(self.rounds), self.config
         given = self.asked is not None or config.layers or config.pattern is not None
-        if self.best is None or rest < 1 or given or config.schedule not in TRAINED_TWICE:
+        if self.best is None or rest < 1 or given or config.schedule not in TRAINED_ON:
             return
         module, target = copy.deepcopy(self.best.module), self.best.sparsity
         masking = Masking(sparsifiable(module, config.keep), target, score="magnitude", scope=config.scope)
@@ -275,8 +293,7 @@ class Search:
         self.rounds.append(Round(reached, outcome.drop, outcome.loss, outcome.steps, within, predicted))
         logger.info("sparsify %.1f%%: drop %.4f, %.4f allowed", 100 * reached, outcome.drop, self.allowed)
         if not within:
-            if self.failed is None or aim <= self.failed:
-                self.failed, self.lost = aim, outcome.drop
+            self.failures.append((aim, outcome.drop))
             return True
         sparser = reached > (self.came if self.best is None else self.best.sparsity)
         smaller = self.best is None or self.context.objective != "size" or predicted < self.best.zip_bytes

@@ -1,8 +1,18 @@
 """Fine-tuning: the only training loop of the package."""
 
 from compress.training.finetune import FineTuneConfig, finetune, plan_steps
-from compress.training.recovery import Outcome, Recovery, way_back
+from compress.training.recovery import Outcome, Recovery, way_back, worth_more
 from compress.training.statistics import reestimate
 from compress.training.teacher import Teacher
 
-__all__ = ["FineTuneConfig", "Outcome", "Recovery", "Teacher", "finetune", "plan_steps", "reestimate", "way_back"]
+__all__ = [
+    "FineTuneConfig",
+    "Outcome",
+    "Recovery",
+    "Teacher",
+    "finetune",
+    "plan_steps",
+    "reestimate",
+    "way_back",
+    "worth_more",
+]
