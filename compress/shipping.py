@@ -92,7 +92,7 @@ def origin(source_sha256: str, shipped: Measurement, records: Sequence[StageReco
     calibration = next((r.figures["calibration"] for r in records if "calibration" in r.figures), None)
     accuracy = shipped.test.score.accuracy
     return {
-        "source": source_sha256,
+        "source": source_sha256[:_SHORT],  # whole in the manifest
         "variant": shipped.variant.name,
         "recipe": fingerprint(stages=[[record.stage, record.config] for record in records])[:_SHORT],
         "versions": {name: facts[name] for name in ("compress", "torch", "onnx", "onnxruntime")},

@@ -146,7 +146,7 @@ def test_the_shipped_file_is_the_variant_that_the_verdict_names(finished: Path) 
 def test_the_shipped_file_tells_its_source_and_its_accuracy(finished: Path, model_file: Path) -> None:
     report, told = report_of(finished), provenance(finished / "model.onnx")
     shipped = next(v for v in report["variants"] if v["name"] == report["shipped"])
-    assert told["source"] == hashlib.sha256(model_file.read_bytes()).hexdigest()
+    assert told["source"] == hashlib.sha256(model_file.read_bytes()).hexdigest()[:16]
     assert (told["variant"], told["samples"]) == (report["shipped"], shipped["accuracy"]["n"])
     assert told["accuracy"] == pytest.approx(shipped["accuracy"]["value"], abs=1e-6)
     assert told["versions"]["onnxruntime"] == onnxruntime.__version__

@@ -9,7 +9,9 @@ import onnx
 
 from compress.errors import QuantizationError
 from compress.quantization.blocks import BlockConfig, narrow, quantize_blocks
+from compress.quantization.compact import round_constants
 from compress.quantization.entropy import SizeFigures, input_energy, round_for_size, strongest
+from compress.quantization.graph import copy_of
 from compress.quantization.recovery import learned_rounding
 from compress.quantization.sharing import SharingConfig, share_weights, store
 from compress.quantization.source import finish
@@ -30,7 +32,9 @@ def add_small_files(bench: Workbench) -> None:
 
 
 def _add_rounded(bench: Workbench, name: str, proto: onnx.ModelProto) -> None:
-    """Entropy-aware rounding of an int8 graph, as strong as the budget allows."""
+    """Entropy-aware rounding of an int8 graph, as strong as the budget allows, and of its float constants."""
+    proto = copy_of(proto)
+    round_constants(proto)
     energy = input_energy(proto, bench.probe)
     figures: dict[float, SizeFigures] = {}
 
