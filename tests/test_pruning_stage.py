@@ -126,7 +126,7 @@ def test_rounds_that_are_left_train_the_best_model_further_and_never_make_it_wor
     model, context = opened
     freely = dataclasses.replace(context, max_drop=0.9)
     narrowest = config(start=0.3, rounds=1)
-    monkeypatch.setattr("compress.pruning.stage.next_share", lambda best, *_: None if best else 0.3)
+    monkeypatch.setattr("compress.pruning.stage.next_share", lambda best, *_, **__: None if best else 0.3)
     one, _ = prune_to_budget(model, narrowest, freely)
     drops = iter([0.2, after])
     monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))

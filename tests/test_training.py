@@ -15,7 +15,7 @@ from torch import nn
 
 from compress.data.splits import Batch, Split
 from compress.errors import DataError, ModelError, RecipeError
-from compress.training import FineTuneConfig, Teacher, finetune, plan_steps, way_back, worth_more
+from compress.training import FineTuneConfig, Teacher, finetune, last_step, plan_steps, way_back, worth_more
 from compress.training.finetune import _rate, distilling_mode, loss_of, make_optimizer, thaw
 from compress.training.gradients import mean_gradients
 
@@ -255,3 +255,20 @@ def test_a_model_outside_the_budget_by_little_is_trained_on_for_as_long_as_each_
     assert not worth_more(0.0251, None, allowed=0.005, max_drop=0.01)
     assert worth_more(0.0149, 0.025, allowed=0.005, max_drop=0.01)
     assert not worth_more(0.0151, 0.025, allowed=0.005, max_drop=0.01)
+
+
+def test_the_last_round_goes_as_far_as_drops_are_expected_to_be_within() -> None:
+    rising = [(0.08, -0.005), (0.04, -0.001)]  # by 0.004 in a halving; another would end at 0.007
+    assert last_step(rising, 0.0125) == pytest.approx(0.5**0.75)  # not even then all the way
+    assert last_step(rising, 0.005) == pytest.approx(2 ** -((1 + 4 * 0.005 / 0.004) ** 0.5 / 2 - 0.5))
+    assert last_step(rising, 0.0) == pytest.approx(0.5**0.25) == last_step([(0.08, 0.0), (0.04, 0.02)], 0.005)
+    assert last_step([(0.5, -0.01)], 0.005) == pytest.approx(0.5**0.75)  # nothing tells how drops rise
+
+
+@given(
+    goods=st.lists(st.tuples(st.floats(0.001, 1), st.floats(-0.1, 0.1)), min_size=1, max_size=4),
+    allowed=st.floats(0, 0.1),
+)
+def test_the_last_step_is_never_none_and_never_a_halving(goods: list[tuple[float, float]], allowed: float) -> None:
+    falling = sorted(goods, reverse=True)
+    assert 0.5 < last_step(falling, allowed) < 1

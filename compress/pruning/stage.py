@@ -32,7 +32,7 @@ from compress.pruning.pruned import (
     shapes_of,
 )
 from compress.pruning.values import Kept
-from compress.training import FineTuneConfig, Outcome, Recovery, reestimate, way_back, worth_more
+from compress.training import FineTuneConfig, Outcome, Recovery, last_step, reestimate, way_back, worth_more
 from compress.units import signed
 from compress.values import Context, Model, StageRecord
 
@@ -174,13 +174,16 @@ def prune_to_budget(
     )
 
 
-def next_share(best: float | None, failed: float | None, config: PruneConfig, way: float = 0.5) -> float | None:
+def next_share(
+    best: float | None, failed: float | None, config: PruneConfig, way: float = 0.5, step: float = 0.5
+) -> float | None:
     """What share to leave next: halved while it works, then between the two on a logarithmic scale.
 
     Args:
         best: The smallest share that was within the budget; None before the first.
         failed: The largest that was not; None before the first.
         way: Share 0..1 of the way from ``best`` to ``failed``: see `way_back`.
+        step: What ``best`` is multiplied by where nothing failed: see `last_step`.
 
     Returns:
         The next share, or None where another round cannot tell more.
@@ -192,7 +195,7 @@ def next_share(best: float | None, failed: float | None, config: PruneConfig, wa
     if failed is None:
         if best is None:
             return goal if goal is not None else config.start
-        return left / 2
+        return left * step
     middle = left ** (1 - way) * failed**way
     # Another round costs as much as the first: not for less than a tenth of what is left, or what timings can tell.
     least = CLOSE if config.goal[0] == "latency" else 1.1
@@ -271,7 +274,9 @@ class _Search:
         # What failed above the best was refuted by it.
         failures = [failure for failure in self.failures if left is None or failure[0] < left]
         if not failures:
-            return next_share(left, None, self.config)
+            goods = [(r.left, r.drop) for r in self.rounds if r.within]
+            last = goods and len(self.rounds) == self.config.rounds - 1
+            return next_share(left, None, self.config, step=last_step(goods, self.allowed) if last else 0.5)
         failed, lost = max(failures, key=lambda failure: failure[0])
         # Half-way back where it could not even be cut.
         way = 0.5 if lost is None else way_back(self.drop, lost, self.allowed)

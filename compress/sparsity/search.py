@@ -17,7 +17,7 @@ from compress.sparsity.masking import Masking, Target, total
 from compress.sparsity.masks import make_masks, resolve_layers, sparsifiable, sparsity_of
 from compress.sparsity.realtime import RealtimePruner
 from compress.sparsity.size_model import predict_zip_bytes
-from compress.training import Outcome, Recovery, way_back, worth_more
+from compress.training import Outcome, Recovery, last_step, way_back, worth_more
 from compress.training.dropout import lowered_dropout
 from compress.training.finetune import thaw
 from compress.training.gradients import mean_gradients
@@ -131,7 +131,10 @@ class Search:
         failures = [failure for failure in self.failures if best is None or failure[0] > best + REACHED]
         failed, lost = min(failures, default=(None, 0.0))
         way = way_back(self.drop, lost, self.allowed)
-        return next_sparsity(best, failed, self.asked, self._start, self.came, way)
+        goods = [(1 - r.sparsity, r.drop) for r in self.rounds if r.within]
+        last = goods and len(self.rounds) == self.config.rounds - 1
+        step = last_step(goods, self.allowed) if last else 0.5
+        return next_sparsity(best, failed, self.asked, self._start, self.came, way, step)
 
     def _iterations(self) -> Iterator[float]:
         """Remove a share of what is left, retrain, again, until accuracy is outside the budget (Han et al. 2015)."""
@@ -328,7 +331,13 @@ def _elements(model: Model, config: SparsifyConfig) -> int:
 
 
 def next_sparsity(
-    best: float | None, failed: float | None, asked: float | None, start: float, came: float = 0.0, way: float = 0.5
+    best: float | None,
+    failed: float | None,
+    asked: float | None,
+    start: float,
+    came: float = 0.0,
+    way: float = 0.5,
+    step: float = 0.5,
 ) -> float | None:
     """Which sparsity to try: doubling, then halving the gap, over density (1 - sparsity) on a logarithmic scale.
 
@@ -339,6 +348,7 @@ def next_sparsity(
         start: The first one, where none was asked for.
         came: Sparsity of the model as it came: none below it is tried.
         way: Share 0..1 of the way from ``best`` to ``failed``: see `way_back`.
+        step: What the density of ``best`` is multiplied by where nothing failed: see `last_step`.
 
     Returns:
         The next sparsity, or None where another round cannot tell more.
@@ -349,7 +359,7 @@ def next_sparsity(
     if failed is None and best is None:
         return asked if asked is not None else max(start, came)
     if failed is None:
-        return min(1 - (1 - kept) / 2, 1.0 if asked is None else asked)
+        return min(1 - (1 - kept) * step, 1.0 if asked is None else asked)
     middle = 1 - (1 - kept) ** (1 - way) * (1 - failed) ** way
     # Another round costs as much as the first: not for less than a tenth of the remaining weights.
     return middle if (1 - kept) / (1 - middle) > 1.1 else None

@@ -1,7 +1,7 @@
 """Fine-tuning: the only training loop of the package."""
 
 from compress.training.finetune import FineTuneConfig, finetune, plan_steps
-from compress.training.recovery import Outcome, Recovery, way_back, worth_more
+from compress.training.recovery import Outcome, Recovery, last_step, way_back, worth_more
 from compress.training.statistics import reestimate
 from compress.training.teacher import Teacher
 
@@ -11,6 +11,7 @@ __all__ = [
     "Recovery",
     "Teacher",
     "finetune",
+    "last_step",
     "plan_steps",
     "reestimate",
     "way_back",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -32,6 +33,25 @@ def way_back(good: float, failed: float, allowed: float) -> float:
     """
     share = (_AIM * allowed - good) / max(failed - good, 1e-9)
     return min(1 - _NEAREST, max(_NEAREST, math.sqrt(max(0.0, share))))
+
+
+def last_step(goods: Sequence[tuple[float, float]], allowed: float) -> float:
+    """By what a search multiplies what is left in its last round, where nothing failed so far; others halve it.
+
+    A last round that fails is lost, so it stays where drops are expected to be within: they are taken to rise with
+    every halving by the rise of the last one, and by as much again for each further one. Measured on the CNN of 228,010
+    parameters: -.0105 and -.0040 at 6.8 and 3.4 % of the weights, then +.0082 at 1.7 %, of which +.0050 was allowed.
+
+    Args:
+        goods: What was left and the drop, of the models within the budget, in their order.
+        allowed: What is within.
+    """
+    room, rise = _AIM * allowed - goods[-1][1], 0.0
+    if len(goods) > 1:
+        (before, lost_before), (after, lost_after) = goods[-2:]
+        rise = max(0.0, lost_after - lost_before) / max(math.log2(before / after), 1e-9)
+    halvings = 1.0 if rise == 0 else (math.sqrt(1 + 4 * max(0.0, room) / rise) - 1) / 2
+    return float(2 ** -min(1 - _NEAREST, max(_NEAREST, halvings)))
 
 
 def worth_more(drop: float, before: float | None, allowed: float, max_drop: float) -> bool:
