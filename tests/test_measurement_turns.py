@@ -124,3 +124,12 @@ def test_the_same_work_twice_takes_about_the_same_time() -> None:
     base, same = interleave([work, work], seconds=0.2, min_samples=50, rounds=25, seed=0)
     # Loose: the test machine has neighbours. A comparison in sequence strays further.
     assert 0.7 < base.p50_ms / same.p50_ms < 1.4
+
+
+def test_what_else_runs_on_the_machine_hardly_moves_the_undisturbed_time() -> None:
+    random = np.random.default_rng(0)
+    quiet = 2.0 + 0.02 * random.random((10, 100))
+    busy = np.where(random.random((10, 100)) < 0.6, quiet * 1.5, quiet)
+    samples = [Samples(1.0, True, found) for found in (quiet, busy)]
+    assert samples[1].p50_ms > 1.4 * samples[0].p50_ms
+    assert samples[1].undisturbed_ms == pytest.approx(samples[0].undisturbed_ms, rel=0.01)
