@@ -85,8 +85,8 @@ ABLATIONS = (
     Ablation("distillation-alone", "no labels", _both("distillation=1"), amount=()),
     Ablation("one-round", "a single amount tried", ("prune.rounds=1", "sparsify.rounds=1")),
     Ablation("more-to-prune", "prune may use half of max_drop", ("prune.budget=0.5",)),
-    Ablation("more-to-sparsify", "sparsify may use 0.75 of max_drop", ("sparsify.budget=0.75",)),
-    Ablation("less-to-sparsify", "sparsify may use 0.25 of max_drop", ("sparsify.budget=0.25",)),
+    Ablation("more-to-sparsify", "sparsify may use all of max_drop", ("sparsify.budget=1",)),
+    Ablation("less-to-sparsify", "sparsify may use half of max_drop", ("sparsify.budget=0.5",)),
     # -- int8
     Ablation("per-tensor", "no file with a scale a channel", ("quantize.per_channel=no",)),
     Ablation("per-channel", "a scale a channel always", ("quantize.per_channel=yes",), file="*-int8-per-channel"),

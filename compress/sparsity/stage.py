@@ -38,7 +38,7 @@ class SparsifyConfig:
     epochs: float = 3.0  # passes over the training split in each round
     min_steps: int = 400  # optimizer steps in each round at least: small data sets need more passes
     ramp: float = 0.6  # cubic, reactive: share 0..1 of each round in which sparsity rises; the rest recovers
-    budget: float = 0.5  # share 0..1 of max_drop that this stage may use on validation; quantization needs the rest
+    budget: float = 0.75  # share 0..1 of max_drop that this stage may use on validation; quantization needs the rest
     keep: tuple[str, ...] = ()  # name patterns of parameters that stay dense (fnmatch: "fc2.*")
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
 
