@@ -91,7 +91,7 @@ def test_the_options_of_the_readme_are_known(tmp_path: Path) -> None:
 def test_every_field_in_the_tables_of_the_readme_has_the_default_that_it_says() -> None:
     recipe = load_recipe(Path("nowhere/model.pt"))
     assert (recipe.sparsify.start, recipe.sparsify.rounds, recipe.sparsify.epochs) == (0.9, 4, 3.0)
-    assert (recipe.sparsify.min_steps, recipe.sparsify.budget, recipe.sparsify.ramp) == (400, 0.5, 0.6)
+    assert (recipe.sparsify.min_steps, recipe.sparsify.budget, recipe.sparsify.ramp) == (400, 0.75, 0.6)
     assert recipe.sparsify.sparsity is None
     train, curve = recipe.train, recipe.curve
     rows = (
