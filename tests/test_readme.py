@@ -96,7 +96,7 @@ def test_every_field_in_the_tables_of_the_readme_has_the_default_that_it_says() 
     train, curve = recipe.train, recipe.curve
     rows = (
         "| `start`, `rounds`, `epochs`, `min_steps` | 0.9, 4, 3.0, 400 |",
-        "| `budget` | 0.5 |",
+        "| `budget` | 0.75 |",
         "| `ramp` | 0.6 |",
         f"| `--score` | `{recipe.sparsify.score}` |",
         f"| `--scope` | `{recipe.sparsify.scope}` |",
