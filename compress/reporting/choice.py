@@ -20,7 +20,7 @@ Objective = Literal["size", "latency", "balanced"]
 TOLERANCE = 1e-9  # of drops, which are differences of floats
 EQUAL = FLOOR  # latencies closer than this share are equal
 SIMILAR = 0.3  # of files that are equally fast, zips closer than this share are equal: accuracy then decides
-ALIKE = sqrt(1 + SIMILAR)  # and so are balances closer than this factor: a balance goes by the root of the zip
+ALIKE = 1.05  # and so are balances closer than this factor
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def choose(measurements: Sequence[Measurement], objective: Objective, max_drop: 
     size: the smallest zip. latency: the smallest p50 of the first provider and batch size that ran; those within 3 % of
     the fastest count as equal, and the smallest zip among them wins; of zips within 30 % of it, the most accurate.
     balanced: the largest geometric mean of zip ratio and speed-up among those that are no slower than the baseline; of
-    those within 14 % of it, the most accurate.
+    those within 5 % of it, the most accurate.
     Where latency was not measured, size decides alone.
 
     Args:
