@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -23,6 +25,7 @@ from benchmarks.peers import native
 from benchmarks.peers.opened import TestSet, answer
 from compress.measurement.latency import Job, time_together
 from compress.measurement.timing import Timing
+from compress.models.torchvision_compat import ensure_operators
 
 SCRIPTS = Path(native.__file__).parent
 COUNT = 40
@@ -197,6 +200,24 @@ def test_every_native_entry_has_a_script_that_takes_its_flags_and_pins_what_it_n
         if entry.environment is not None:
             pins = (SCRIPTS / f"requirements-{entry.environment}.txt").read_text().split()
             assert all("==" in pin for pin in pins)
+
+
+def test_torch_compile_takes_a_pickled_module_of_torchvision(tmp_path: Path) -> None:
+    # In a process of its own, as it is started: here torchvision may have been imported already.
+    code = f"""
+import numpy as np, torch
+from pathlib import Path
+from benchmarks.peers.native_torch_compile import TorchCompile
+torch.compile = lambda module, mode: module
+path = Path({str(tmp_path / "model.onnx")!r})
+with torch.inference_mode():
+    TorchCompile("default").prepare(path, "cpu", 1, {{"input": np.zeros((1, 3, 32, 32), np.float32)}})
+"""
+    ensure_operators()
+    from torchvision.models import mobilenet_v3_small
+
+    torch.save(mobilenet_v3_small(num_classes=4), tmp_path / "model.pt")
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_timings_that_failed_leave_size_and_accuracy(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

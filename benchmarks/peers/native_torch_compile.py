@@ -20,6 +20,7 @@ from torch._inductor import config
 
 from benchmarks.peers.native import Feeds, Native
 from compress.measurement.serving import serve
+from compress.models.torchvision_compat import ensure_operators
 
 WARM_CALLS = 3  # what is compiled at the second call, if anything, is not the first call's
 
@@ -35,6 +36,7 @@ class TorchCompile(Native):
 
     def prepare(self, path: Path, provider: str, threads: int, feeds: Feeds) -> Callable[[], Any]:
         torch.set_num_threads(threads)
+        ensure_operators()  # a pickled module of torchvision imports it
         with torch.inference_mode(False):
             module = torch.load(path.with_name("model.pt"), weights_only=False).eval()
         config.compile_threads = 1  # others would stay, beside what is timed
