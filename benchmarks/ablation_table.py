@@ -84,7 +84,8 @@ ABLATIONS = (
     Ablation("no-distillation", "labels alone", _both("distillation=0"), amount=()),
     Ablation("distillation-alone", "no labels", _both("distillation=1"), amount=()),
     Ablation("one-round", "a single amount tried", ("prune.rounds=1", "sparsify.rounds=1")),
-    Ablation("more-to-prune", "prune may use half of max_drop", ("prune.budget=0.5",)),
+    Ablation("more-to-prune", "prune may use 0.75 of max_drop", ("prune.budget=0.75",)),
+    Ablation("less-to-prune", "prune may use 0.25 of max_drop", ("prune.budget=0.25",)),
     Ablation("more-to-sparsify", "sparsify may use all of max_drop", ("sparsify.budget=1",)),
     Ablation("less-to-sparsify", "sparsify may use half of max_drop", ("sparsify.budget=0.5",)),
     # -- int8

@@ -90,14 +90,18 @@ def test_the_options_of_the_readme_are_known(tmp_path: Path) -> None:
 
 def test_every_field_in_the_tables_of_the_readme_has_the_default_that_it_says() -> None:
     recipe = load_recipe(Path("nowhere/model.pt"))
-    assert (recipe.sparsify.start, recipe.sparsify.rounds, recipe.sparsify.epochs) == (0.9, 4, 3.0)
-    assert (recipe.sparsify.min_steps, recipe.sparsify.budget, recipe.sparsify.ramp) == (400, 0.75, 0.6)
-    assert recipe.sparsify.sparsity is None
+    prune, sparsify = recipe.prune, recipe.sparsify
+    assert sparsify.sparsity is None
     train, curve = recipe.train, recipe.curve
     rows = (
-        "| `start`, `rounds`, `epochs`, `min_steps` | 0.9, 4, 3.0, 400 |",
-        "| `budget` | 0.75 |",
-        "| `ramp` | 0.6 |",
+        f"| `--rounds`, `--epochs`, `min_steps` | {prune.rounds}, {prune.epochs}, {prune.min_steps} |",
+        f"| `budget` | {prune.budget} | share of `max_drop` that the stage may use in the pipeline",
+        f"| `floor` | {prune.floor} |",
+        f"| `--round-to` | {prune.round_to} |",
+        f"| `start`, `rounds`, `epochs`, `min_steps` "
+        f"| {sparsify.start}, {sparsify.rounds}, {sparsify.epochs}, {sparsify.min_steps} |",
+        f"| `budget` | {sparsify.budget} | share of `max_drop` it may use on validation",
+        f"| `ramp` | {sparsify.ramp} |",
         f"| `--score` | `{recipe.sparsify.score}` |",
         f"| `--scope` | `{recipe.sparsify.scope}` |",
         f"| `--schedule` | `{recipe.sparsify.schedule}` |",

@@ -34,7 +34,7 @@ class SparsifyConfig:
     initial: float = 0.0  # sparsity that the cubic schedule begins with: 0.5 for "50 % to 90 % while training"
     cut: float = 0.5  # iterative: share 0..1 of the weights left that each round removes
     tolerance: float = 0.01  # reactive: how far the smoothed loss may be above its best while sparsity rises
-    rounds: int = 4  # fine-tunings at most, each at another sparsity
+    rounds: int = 3  # fine-tunings at most, each at another sparsity
     epochs: float = 3.0  # passes over the training split in each round
     min_steps: int = 400  # optimizer steps in each round at least: small data sets need more passes
     ramp: float = 0.6  # cubic, reactive: share 0..1 of each round in which sparsity rises; the rest recovers
