@@ -89,7 +89,7 @@ WORKLOADS: Mapping[str, Workload] = {
     "cnn": Workload("cnn", MODELS["cnn"], 2, 200, 0.002),
     "mlp-4x3000": Workload("mlp", _MLP_4X3000, 1, 100, 0.0005),
     "mobilenetv2": Workload("cnn", MODELS["mobilenetv2"], 2, 200, 0.002),
-    "resnet18": Workload("cnn", MODELS["resnet18"], 1, 100, 0.002),
+    "resnet18": Workload("cnn", MODELS["resnet18"], 2, 200, 0.001),
     "vit": Workload("transformer", MODELS["vit"], 1.5, 300, 0.002),
     "lstm": Workload("recurrent", MODELS["lstm"], 2, 200, 0.005, 64, overrides=("sparsify.start=0.8",)),
     "resnet18-cifar10": Workload("cnn", _CIFAR10, 3, 400, 0.002),
