@@ -115,7 +115,7 @@ def test_a_budget_is_met(budget: dict[str, float]) -> None:
 
 
 def test_a_measured_speed_up_cuts_what_takes_long(tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 4)).eval()
+    module = nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 4)).eval()
     pruned = prune(module, torch.rand(2, 64), speedup=2, cache=tmp_path / "cache.json")
     left = sum(p.numel() for p in pruned.module.parameters()) / sum(p.numel() for p in module.parameters())
     assert left < 0.7

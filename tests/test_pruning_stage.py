@@ -18,7 +18,7 @@ from torch import nn
 from compress.data import DataOptions, load_data
 from compress.errors import PruningError, RecipeError
 from compress.pruning import PruneConfig, load_pruned, prune_to_budget
-from compress.pruning.stage import next_share
+from compress.pruning.rounds import next_share
 from compress.recipe import Recipe
 from compress.training import FineTuneConfig, Recovery, reestimate
 from compress.values import Context, Model
@@ -126,7 +126,7 @@ def test_rounds_that_are_left_train_the_best_model_further_and_never_make_it_wor
     model, context = opened
     freely = dataclasses.replace(context, max_drop=0.9)
     narrowest = config(start=0.3, rounds=1)
-    monkeypatch.setattr("compress.pruning.stage.next_share", lambda best, *_, **__: None if best else 0.3)
+    monkeypatch.setattr("compress.pruning.rounds.next_share", lambda best, *_, **__: None if best else 0.3)
     one, _ = prune_to_budget(model, narrowest, freely)
     drops = iter([0.2, after])
     monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))
@@ -146,7 +146,7 @@ def test_a_failure_that_a_narrower_model_refutes_does_not_end_the_search(
     drops = iter([0.0, 0.5, 0.0, 0.0, 0.0])
     monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))
     lefts = iter([0.5, 0.2, 0.15, 0.1])
-    monkeypatch.setattr("compress.pruning.stage._Search._left", lambda *_: next(lefts))
+    monkeypatch.setattr("compress.pruning.rounds.Search._left", lambda *_: next(lefts))
     _, record = prune_to_budget(model, config(rounds=4), dataclasses.replace(context, max_drop=0.01))
     assert [r["left"] for r in record.figures["rounds"]] == [0.5, 0.2, 0.15, 0.1]
 
@@ -196,7 +196,7 @@ class ByChannel:
 def test_a_speed_up_is_measured_and_asked_for_again_where_it_falls_short(
     opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.pruning.stage.layer_latency", lambda *_, **__: ByChannel())
+    monkeypatch.setattr("compress.pruning.rounds.layer_latency", lambda *_, **__: ByChannel())
     model, context = opened
     told: list[int] = []
 
@@ -213,7 +213,7 @@ def test_a_speed_up_is_measured_and_asked_for_again_where_it_falls_short(
 def test_a_search_for_the_least_latency_goes_by_what_was_measured_of_every_model(
     opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.pruning.stage.layer_latency", lambda module, *_, **__: ByChannel.of(module))
+    monkeypatch.setattr("compress.pruning.rounds.layer_latency", lambda module, *_, **__: ByChannel.of(module))
     model, context = opened
     monkeypatch.setattr("compress.pruning.pruned.channel_block", lambda: 1)
     told: list[float] = []

@@ -36,7 +36,7 @@ def test_a_layer_that_int8_makes_slower_stays_in_float_and_the_others_do_not(
     costs: dict[str, float], tmp_path: Path
 ) -> None:
     costs["conv"] = 3.0
-    variants, record = _quantize("cnn", tmp_path)
+    variants, record = _quantize("cnn", tmp_path, QuantizeConfig())
     assert _weights_in_int8(variants["int8-fast"].onnx.path.read_bytes()) == {"depthwise", "fc"}
     assert _weights_in_int8(variants["int8"].onnx.path.read_bytes()) == {"conv", "depthwise", "fc"}
     assert record.figures["fast"]["int8"]["layers"] == ["conv"]
@@ -44,14 +44,14 @@ def test_a_layer_that_int8_makes_slower_stays_in_float_and_the_others_do_not(
 
 
 def test_where_int8_is_faster_everywhere_there_is_no_such_file(costs: dict[str, float], tmp_path: Path) -> None:
-    variants, record = _quantize("cnn", tmp_path)
+    variants, record = _quantize("cnn", tmp_path, QuantizeConfig())
     assert "int8-fast" not in variants
     assert record.figures["fast"]["int8"]["layers"] == []
 
 
 def test_what_is_closer_than_noise_changes_nothing(costs: dict[str, float], tmp_path: Path) -> None:
     costs["conv"] = 1.02
-    assert "int8-fast" not in _quantize("cnn", tmp_path)[0]
+    assert "int8-fast" not in _quantize("cnn", tmp_path, QuantizeConfig())[0]
 
 
 def test_it_can_be_left_out(costs: dict[str, float], tmp_path: Path) -> None:

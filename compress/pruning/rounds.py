@@ -1,0 +1,327 @@
+"""The rounds of the prune stage: what share next, one cut and fine-tuning to it, and the best model so far."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from compress.errors import PruningError
+from compress.files import cache_directory
+from compress.pruning.allocation import Allocation, ranked, uniform
+from compress.pruning.cost import CostModel
+from compress.pruning.groups import Structure, analyse
+from compress.pruning.importance import scores
+from compress.pruning.latency import LatencyModel, share_of_rest
+from compress.pruning.pruned import (
+    Budget,
+    PrunedModel,
+    compose,
+    cut_what_can,
+    evidence_for,
+    held,
+    layer_latency,
+    shapes_of,
+)
+from compress.pruning.values import Kept
+from compress.training import Outcome, Recovery, last_step, reestimate, way_back, worth_more
+from compress.units import signed
+from compress.values import Context, Model
+
+if TYPE_CHECKING:
+    from compress.pruning.stage import PruneConfig
+
+logger = logging.getLogger(__name__)
+
+# How many times faster the second model is than the first, both as float ONNX on this machine.
+MeasureSpeedup = Callable[[Model, Model], float]
+
+CLOSE = 1.03  # a share within this factor of another is the same: timings are no better
+MEASUREMENTS = 3  # of a model before it is trained, to find the widths that reach a speed-up
+
+
+@dataclass(frozen=True)
+class Round:
+    """One reduction, fine-tuned."""
+
+    left: float  # share 0..1 of what the goal counts
+    macs: int  # of one sample, in the layers with weights
+    parameters: int
+    drop: float  # on validation, against the original model
+    loss: float  # mean over the last tenth of its steps
+    steps: int
+    within: bool  # drop <= its share of the budget
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model with fewer channels, before or after training."""
+
+    module: nn.Module
+    kept: Kept  # of the original
+    left: float  # share of what the goal counts
+    widths: Mapping[str, int]
+
+
+def next_share(
+    best: float | None, failed: float | None, config: PruneConfig, way: float = 0.5, step: float = 0.5
+) -> float | None:
+    """What share to leave next: halved while it works, then between the two on a logarithmic scale.
+
+    Args:
+        best: The smallest share that was within the budget; None before the first.
+        failed: The largest that was not; None before the first.
+        way: Share 0..1 of the way from ``best`` to ``failed``: see `way_back`.
+        step: What ``best`` is multiplied by where nothing failed: see `last_step`.
+
+    Returns:
+        The next share, or None where another round cannot tell more.
+    """
+    goal = config.goal[1]
+    left = best if best is not None else 1.0
+    if goal is not None and left <= goal * 1.01:
+        return None
+    if failed is None:
+        if best is None:
+            return goal if goal is not None else config.start
+        return left * step
+    middle = left ** (1 - way) * failed**way
+    # Another round costs as much as the first: not for less than a tenth of what is left, or what timings can tell.
+    least = CLOSE if config.goal[0] == "latency" else 1.1
+    return middle if left / middle > least else None
+
+
+class Search:
+    """The rounds so far, and the best model among them."""
+
+    def __init__(self, model: Model, config: PruneConfig, context: Context, measure: MeasureSpeedup | None) -> None:
+        assert context.data is not None
+        assert context.original is not None
+        self.model, self.config, self.context, self.measure = model, config, context, measure
+        self.data = context.data
+        calibration = context.data.calibration
+        self.example = calibration.fetch(calibration.indices[:1])[0]
+        self.structure = self._analyse(model.module)
+        if all(group.frozen for group in self.structure.groups):
+            raise PruningError("no channels can leave this model; `compress inspect` tells why.")
+        self.refused = ""  # why no narrower model could be had
+        self.dense = Candidate(model.module, {}, 1.0, _widths(self.structure))
+        self.allowed = config.budget * context.max_drop
+        self.best: Candidate | None = None
+        self.drop = 0.0  # of the best
+        self.failures: list[tuple[float, float | None]] = []  # share, and the drop there; None: there is no such model
+        self.near: tuple[Candidate, float] | None = None  # outside the budget by little, and its drop: trained again
+        self.rounds: list[Round] = []
+        self.timed: list[tuple[float, float]] = []  # shares of the latency: of the layers alone, and as measured
+        self.recovery = Recovery(context.original, context.data, context, config.finetune)
+
+    def run_round(self) -> bool:
+        """Train and score one candidate; False where there is none, or no round left."""
+        candidate = self._next() if len(self.rounds) < self.config.rounds else None
+        if candidate is None:
+            return False
+        near, self.near = self.near, None
+        if near is None:
+            reestimate(candidate.module, self.data.train, seed=self.context.seed, device=self.context.device)
+        outcome = self._train(candidate, 1)
+        if self.rounds[-1].within:
+            self.best, self.drop = candidate, outcome.drop
+        else:
+            self.failures.append((candidate.left, outcome.drop))
+            if worth_more(outcome.drop, None if near is None else near[1], self.allowed, self.context.max_drop):
+                self.near = candidate, outcome.drop
+        return True
+
+    def polish(self) -> None:
+        """Train the best model for the rounds that are left, where as little as possible was to be left.
+
+        They are part of what the user allowed, and what later stages take needs all the accuracy there is.
+        """
+        rest = self.config.rounds - len(self.rounds)
+        if self.best is None or rest < 1 or self.config.goal[1] is not None:
+            return
+        longer = dataclasses.replace(self.best, module=copy.deepcopy(self.best.module))
+        outcome = self._train(longer, rest)
+        if outcome.drop <= self.drop:
+            self.best, self.drop = longer, outcome.drop
+
+    def _next(self) -> Candidate | None:
+        """What to train; a share at which no narrower model is to be had counts as a failure without training."""
+        if self.near is not None:
+            return self.near[0]
+        base = self.best or self.dense
+        while (target := self._target()) is not None:
+            candidate = self._reach(base, target)
+            if candidate is not None:
+                return candidate
+            self.failures.append((target, None))
+        return None
+
+    def _target(self) -> float | None:
+        """The share to leave next; None: there is none."""
+        left = None if self.best is None else self.best.left
+        # What failed above the best was refuted by it.
+        failures = [failure for failure in self.failures if left is None or failure[0] < left]
+        if not failures:
+            goods = [(r.left, r.drop) for r in self.rounds if r.within]
+            last = goods and len(self.rounds) == self.config.rounds - 1
+            return next_share(left, None, self.config, step=last_step(goods, self.allowed) if last else 0.5)
+        failed, lost = max(failures, key=lambda failure: failure[0])
+        # Half-way back where it could not even be cut.
+        way = 0.5 if lost is None else way_back(self.drop, lost, self.allowed)
+        return next_share(left, failed, self.config, way)
+
+    def _train(self, candidate: Candidate, rounds: int) -> Outcome:
+        """Train it for as many rounds, and note what came of it."""
+        steps = self.recovery.steps(self.config.epochs, self.config.min_steps)
+        outcome = self.recovery.train(
+            candidate.module,
+            steps=rounds * steps,
+            seed=self.context.seed * 1000 + 500 + len(self.rounds),  # other batches than those of sparsify
+            label=f"prune to {candidate.left:.0%} of the {self.config.goal[0]}",
+        )
+        within = outcome.drop <= self.allowed + 1e-9
+        macs, parameters = self._cost(candidate)
+        self.rounds.append(Round(candidate.left, macs, parameters, outcome.drop, outcome.loss, outcome.steps, within))
+        logger.info("prune: %.3f left, drop %.4f, %.4f allowed", candidate.left, outcome.drop, self.allowed)
+        return outcome
+
+    def tell(self, done: int) -> None:
+        """How far the search is, and its best so far."""
+        counted, best = self.config.goal[0], ""
+        if self.best is not None:
+            best = f"best: {self.best.left:.0%} of the {counted}, {signed(self.drop)} of {self.allowed:.4f} lost"
+        self.context.progress("rounds of prune", done, self.config.rounds, best)
+
+    def figures(self) -> dict[str, Any]:
+        last = self.best or self.dense
+        macs, parameters = self._cost(last)
+        full_macs, full_parameters = self._cost(self.dense)
+        return {
+            "macs": [full_macs, macs],
+            "parameters": [full_parameters, parameters],
+            "widths": {name: [full, last.widths.get(name, full)] for name, full in self.dense.widths.items()},
+            "frozen": {g.name: g.frozen for g in self.structure.groups if g.frozen is not None},
+            "rounds": [dataclasses.asdict(r) for r in self.rounds],
+        }
+
+    def notes(self) -> tuple[str, ...]:
+        assert self.best is not None
+        (macs, parameters), (full_macs, full_parameters) = self._cost(self.best), self._cost(self.dense)
+        return (
+            f"{parameters:,} of {full_parameters:,} parameters and {macs:,} of {full_macs:,} multiply-accumulates left",
+            f"drops on validation, {self.allowed:.4f} allowed: "
+            + ", ".join(f"{signed(r.drop)} at {r.left:.1%} of the {self.config.goal[0]}" for r in self.rounds),
+        )
+
+    # -- one candidate -----------------------------------------------------------------------------------------------
+
+    def _reach(self, base: Candidate, target: float) -> Candidate | None:
+        """A candidate that leaves ``target``, of the latency as measured on the exported model; None: there is none."""
+        counted, goal = self.config.goal
+        asked, reached = target, None
+        for _ in range(MEASUREMENTS):
+            try:
+                candidate = self._cut(base, asked)
+            except PruningError as error:
+                if goal is not None and not self.rounds and reached is None:
+                    raise  # what was asked for cannot be had, however it would score
+                self.refused = str(error)
+                break
+            if candidate is not None and counted == "latency" and self.measure is not None:
+                candidate = self._timed(candidate)
+            reached = candidate or reached
+            if candidate is None or candidate.left <= target * CLOSE:
+                break
+            # What was measured corrects the predictions already; this is for what no rest explains.
+            asked = target * self._latency(self.dense, self.structure).milliseconds(candidate.widths) / candidate.left
+        return reached if reached is not None and reached.left < base.left / CLOSE else None
+
+    def _timed(self, candidate: Candidate) -> Candidate:
+        """The same with what it really leaves of the latency, which all later predictions go by."""
+        assert self.measure is not None
+        left = 1 / self.measure(self.model, dataclasses.replace(self.model, module=candidate.module))
+        layers = self._layers(self.dense, self.structure)
+        self.timed.append((layers.milliseconds(candidate.widths) / layers.milliseconds({}), left))
+        return dataclasses.replace(candidate, left=left)
+
+    def _cut(self, base: Candidate, target: float) -> Candidate | None:
+        structure = self.structure if base is self.dense else self._again(base)
+        allocation = self._allocate(base, structure, target / base.left)
+        pruned: PrunedModel = cut_what_can(base.module, structure.groups, allocation, self.example)
+        if not pruned.kept:
+            return None
+        left = self._left(base, structure, pruned.widths, target)
+        # A group can be down to one channel, and then has no width of its own any more.
+        return Candidate(pruned.module, compose(base.kept, pruned.kept), left, {**base.widths, **pruned.widths})
+
+    def _allocate(self, base: Candidate, structure: Structure, share: float) -> Allocation:
+        config = self.config
+        groups = structure.groups
+        evidence = evidence_for(
+            base.module,
+            groups,
+            config.importance,
+            self.data.calibration,
+            seed=self.context.seed,
+            device=self.context.device,
+            progress=self.context.progress,
+        )
+        ranking = scores(groups, evidence, config.importance)
+        counted = config.goal[0]
+        if counted == "channels":
+            if config.scope == "uniform":
+                return uniform(groups, ranking, 1 - share, config.round_to)
+            return ranked(groups, ranking, 1 - share, config.floor, config.round_to)
+        latency = self._latency(base, structure) if counted == "latency" else None
+        return Budget(base.module, structure, ranking, counted, latency).allocate(share, config.floor, config.round_to)
+
+    def _left(self, base: Candidate, structure: Structure, widths: Mapping[str, int], target: float) -> float:
+        """The share that ``widths`` leave of what the goal counts."""
+        counted = self.config.goal[0]
+        if counted == "latency":
+            return self._latency(base, structure).milliseconds(widths)
+        if counted == "channels":
+            return target
+        cost = CostModel(structure.groups, structure.layers, shapes_of(base.module))
+        count = cost.macs if counted == "macs" else cost.parameters
+        return base.left * count(widths) / count({})
+
+    def _latency(self, base: Candidate, structure: Structure) -> LatencyModel:
+        """Shares of the original's latency at the widths of a structure."""
+        rest = share_of_rest([layers for layers, _ in self.timed], [left for _, left in self.timed])
+        return self._layers(base, structure).calibrated(base.left, min(rest, base.left / 2))
+
+    def _layers(self, base: Candidate, structure: Structure) -> LatencyModel:
+        """Milliseconds of the layers alone."""
+        return layer_latency(
+            base.module,
+            structure,
+            floor=self.config.floor,
+            cache=cache_directory() / "layer-latency.json",
+            progress=self.context.progress,
+        )
+
+    def _analyse(self, module: nn.Module) -> Structure:
+        found = analyse(module, self.example, self.context.progress)
+        return dataclasses.replace(found, groups=held(found.groups, self.config.keep))
+
+    def _again(self, base: Candidate) -> Structure:
+        """The structure of a model that was cut before: floors and rounding go by the original's widths."""
+        found = self._analyse(base.module)
+        groups = [dataclasses.replace(g, before=self.dense.widths.get(g.name)) for g in found.groups]
+        return dataclasses.replace(found, groups=groups)
+
+    def _cost(self, candidate: Candidate) -> tuple[int, int]:
+        """MACs of a sample and parameters."""
+        cost = CostModel(self.structure.groups, self.structure.layers, shapes_of(self.model.module))
+        return cost.macs(candidate.widths), sum(p.numel() for p in candidate.module.parameters())
+
+
+def _widths(structure: Structure) -> dict[str, int]:
+    return {group.name: group.channels for group in structure.groups if group.frozen is None}
