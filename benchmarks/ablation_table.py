@@ -65,7 +65,7 @@ ABLATIONS = (
     Ablation("prune-random", "importance random", ("prune.importance=random",), amount=()),
     Ablation("prune-uniform", "the same share of every layer", (_RATIO, "prune.scope=uniform")),
     Ablation("prune-global", "one ranking of all channels, whatever they cost", (_RATIO, "prune.scope=global")),
-    Ablation("prune-parameters", "parameters halved, not MACs", ("prune.objective=parameters",)),
+    Ablation("prune-macs", "MACs halved, not parameters", ("prune.objective=macs",)),
     Ablation("prune-any-width", "widths that are no multiple of 8 too", ("prune.round_to=1",), amount=()),
     # -- which weights, how many of each layer, and when
     Ablation("sparsify-magnitude", "score magnitude", ("sparsify.score=magnitude",), amount=()),

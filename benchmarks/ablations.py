@@ -28,7 +28,8 @@ from typing import Any
 
 from benchmarks.ablated import Row, found_in, timed, write
 from benchmarks.ablation_table import ABLATIONS, FULL, NAMES, Ablation, Mode
-from benchmarks.compare.inputs import MAX_DROP, MODEL, checkpoint_of
+from benchmarks.compare.entries import MAX_DROP
+from benchmarks.compare.inputs import MODEL, checkpoint_of
 from benchmarks.compare.own import NOT_MET, versions
 from benchmarks.workloads import WORKLOADS, Workload, data_flags, data_of, model_flags
 from compress.data import load_data
@@ -78,21 +79,21 @@ class Setting:
 class Amounts:
     """What the full run removed; None: that stage removed nothing."""
 
-    macs: float | None  # share 0..1 of the multiply-accumulates that stayed
+    parameters: float | None  # share 0..1 that stayed
     sparsity: float | None  # zeros / weights, after prune
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> Amounts:
         stages = {stage["stage"]: stage for stage in report["stages"]}
         prune, sparsify = stages["prune"], stages["sparsify"]
-        before, after = (0, 0) if prune["skipped"] else prune["figures"]["macs"]
+        before, after = (0, 0) if prune["skipped"] else prune["figures"]["parameters"]
         return cls(after / before if before else None, None if sparsify["skipped"] else sparsify["figures"]["sparsity"])
 
     def flags(self, ablation: Ablation, workload: Workload) -> list[str]:
         """Options of a run that removes so much in one round of each stage, whatever it loses, and stays float."""
-        skip = {"prune": self.macs is None, "sparsify": self.sparsity is None, "quantize": True}
+        skip = {"prune": self.parameters is None, "sparsify": self.sparsity is None, "quantize": True}
         sets = ["prune.rounds=1", "sparsify.rounds=1"]
-        sets += [] if self.macs is None else [f"prune.macs={self.macs:.6f}"]
+        sets += [] if self.parameters is None else [f"prune.parameters={self.parameters:.6f}"]
         sets += [] if self.sparsity is None else [f"sparsify.sparsity={self.sparsity:.6f}"]
         quarter = {
             "cut": f"{1 - (1 - (self.sparsity or 0.0)) ** 0.25:.6f}",
@@ -105,7 +106,7 @@ class Amounts:
 
     def tell(self, ablation: Ablation) -> bool:
         """Whether what is done otherwise is done at all where these amounts are removed."""
-        missing = {"prune": self.macs is None, "sparsify": self.sparsity is None}
+        missing = {"prune": self.parameters is None, "sparsify": self.sparsity is None}
         return ablation.first is None or not missing.get(ablation.first, False)
 
 

@@ -67,7 +67,9 @@ SHORT: Mapping[str, str | tuple[str, ...]] = {
 }
 
 # What an objective changes where the user names nothing else. Zeros buy no latency, so that accuracy goes to channels.
+# Bytes are parameters: where multiply-adds are counted an embedding, which has none, is never cut.
 FOR_OBJECTIVE: Mapping[str, Mapping[str, Any]] = {
+    "size": {"prune.objective": "parameters"},
     "latency": {
         "skip": ("sparsify",),
         "prune.objective": "latency",

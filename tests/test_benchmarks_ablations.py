@@ -27,7 +27,7 @@ from compress.recipe import Recipe, load_recipe
 from tests.conftest import QUICK
 
 BY_NAME = {ablation.name: ablation for ablation in ABLATIONS}
-AMOUNTS = Amounts(macs=0.125, sparsity=0.9375)
+AMOUNTS = Amounts(parameters=0.125, sparsity=0.9375)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ REPORT: Mapping[str, Any] = {
             "stage": "prune",
             "seconds": 60.0,
             "skipped": None,
-            "figures": {"macs": [800, 100], "rounds": [{}, {}, {}, {}]},
+            "figures": {"parameters": [800, 100], "rounds": [{}, {}, {}, {}]},
         },
         {
             "stage": "sparsify",
@@ -113,7 +113,7 @@ def test_every_ablation_is_a_recipe_that_differs_from_the_full_run(ablation: Abl
 @pytest.mark.parametrize("ablation", [a for a in ABLATIONS if "amount" in a.modes], ids=lambda a: a.name)
 def test_at_fixed_amounts_all_remove_as_much_in_as_many_steps(ablation: Ablation, setting: Setting) -> None:
     recipe = recipe_of(run_flags(setting, ablation, "amount", AMOUNTS))
-    assert (recipe.prune.macs, recipe.prune.rounds, recipe.sparsify.sparsity) == (0.125, 1, 0.9375)
+    assert (recipe.prune.parameters, recipe.prune.rounds, recipe.sparsify.sparsity) == (0.125, 1, 0.9375)
     assert (recipe.max_drop, recipe.skip) == (1, ("quantize",))
     sparsify, whole = recipe.sparsify, setting.workload
     assert sparsify.rounds * sparsify.epochs == whole.epochs

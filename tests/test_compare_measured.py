@@ -217,7 +217,8 @@ with torch.inference_mode():
     from torchvision.models import mobilenet_v3_small
 
     torch.save(mobilenet_v3_small(num_classes=4), tmp_path / "model.pt")
-    subprocess.run([sys.executable, "-c", code], check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_timings_that_failed_leave_size_and_accuracy(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

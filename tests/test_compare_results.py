@@ -335,12 +335,23 @@ def test_the_headline_of_readme_is_what_the_results_say() -> None:
 
 def test_a_workload_on_which_a_peer_was_not_tried_is_no_headline(tmp_path: Path) -> None:
     tried = {row.entry for row in one_seed()}
-    results.write(one_seed(), "cnn", tmp_path, ENVIRONMENT, BUDGET, COMMAND, [*tried, "forgotten"])
+    results.write(one_seed(), "cnn", tmp_path, ENVIRONMENT, BUDGET, COMMAND, [*tried, "recursive-reduction"])
     (found,) = results.read_all(tmp_path)
-    assert found.not_run == ("forgotten",)
+    assert found.not_run == ("recursive-reduction",)
     assert "cnn" not in headline.block([found])
-    assert "**Not run yet: forgotten.**" in page.page(tmp_path).read_text()
+    assert "**Not run yet: recursive-reduction.**" in page.page(tmp_path).read_text()
     assert "cnn" in headline.block([replace(found, not_run=())])
+    assert "cnn" in headline.block([replace(found, not_run=("compress-size-half",))])  # one of ours hides no peer
+
+
+def test_the_headline_tells_what_is_left_at_half_the_drop_beside_what_peers_are_allowed() -> None:
+    peer = row("torch-prune-ort", 10_000, None)
+    worse = row("compress-size", 4_000, None, 0.009, test_drop=0.05)
+    half = row("compress-size-half", 4_500, None)
+    line = dict(zip(*headline.table([compared([peer, worse, half])]), strict=True))
+    assert line["`compress-size`, zipped bytes / best peer"] == (
+        "0.40×: 4.00 KB, torch-prune-ort 10.0 KB; half the drop **0.45×: 4.50 KB**"
+    )
 
 
 def test_an_entry_that_failed_was_tried(tmp_path: Path) -> None:

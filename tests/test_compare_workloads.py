@@ -15,6 +15,7 @@ import benchmarks.train
 from benchmarks import larger, workloads
 from benchmarks.compare import inputs as inputs_module
 from benchmarks.compare import own
+from benchmarks.compare.entries import BY_NAME
 from benchmarks.compare.inputs import ROUNDS, Inputs, prepare
 from benchmarks.workloads import WORKLOADS, Trained, Workload, data_flags, model_flags
 from compress.cli import main as cli
@@ -63,7 +64,7 @@ def test_our_command_is_one_that_the_command_line_knows(
     seen: list[Any] = []
     monkeypatch.setattr("compress.pipeline.run", lambda recipe, *rest, **more: seen.append(recipe) or sys.exit(0))
     with pytest.raises(SystemExit):
-        cli(own.command(given, "size", tmp_path / "out")[3:])
+        cli(own.command(given, BY_NAME["compress-size"], tmp_path / "out")[3:])
     (recipe,) = seen
     wanted = WORKLOADS[name]
     assert (recipe.objective, recipe.max_drop, recipe.seed, recipe.resume) == ("size", 0.01, 3, True)

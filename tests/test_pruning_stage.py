@@ -45,6 +45,25 @@ def test_how_far_a_failure_backs_off_is_a_share_of_the_way_on_a_log_scale() -> N
     assert next_share(None, 0.5, PruneConfig(), way=0.25) == pytest.approx(0.5**0.25)
 
 
+def test_half_of_what_can_leave_is_next_and_not_half_of_what_no_width_saves() -> None:
+    assert next_share(0.5, None, PruneConfig(), least=0.4) == pytest.approx(0.45)
+    assert next_share(0.5, None, PruneConfig(), step=0.75, least=0.4) == pytest.approx(0.475)
+    assert next_share(0.5, None, PruneConfig(), least=0.5) == 0.5  # where nothing more is to be had
+
+
+def test_the_next_cut_of_a_net_near_its_floor_is_one_that_can_be_had(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, context = opened
+    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: 0.0)
+    _, record = prune_to_budget(model, config(rounds=3, floor=0.25), dataclasses.replace(context, max_drop=0.01))
+    lefts = [r["left"] for r in record.figures["rounds"]]
+    _, narrowest = prune_to_budget(model, config(rounds=9, floor=0.25), dataclasses.replace(context, max_drop=0.01))
+    least = narrowest.figures["rounds"][-1]["left"]
+    assert lefts == sorted(lefts, reverse=True)
+    assert all(left > least for left in lefts)
+
+
 def test_a_share_that_was_asked_for_is_the_end_of_the_search() -> None:
     asked = PruneConfig(macs=0.3)
     assert next_share(None, None, asked) == 0.3

@@ -72,8 +72,8 @@ def test_every_command_of_the_readme_runs_as_written(folder: Path, capsys: pytes
     for command in listed:
         with pytest.raises(SystemExit) as left:
             main(shlex.split(command.partition(" > ")[0])[1:])
-        # 3: a model of random weights need not keep its accuracy.
-        allowed = (0, 3) if "weights.pt" in command else (0,)
+        # 3: a model of random weights need not keep its accuracy, nor a busy machine a limit of milliseconds.
+        allowed = (0, 3) if "weights.pt" in command or "--max-p95" in command else (0,)
         assert (left.value.code or 0) in allowed, f"{command}\n{capsys.readouterr()}"
 
 

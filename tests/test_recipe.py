@@ -162,6 +162,14 @@ def test_the_latency_objective_spends_all_rounds_on_channels(tmp_path: Path) -> 
     assert recipe.prune.rounds == both.prune.rounds + both.sparsify.rounds
 
 
+def test_the_size_objective_counts_parameters_when_channels_leave(tmp_path: Path) -> None:
+    counted = {
+        objective: load_recipe(tmp_path / "model.pt", {"objective": objective}).prune.goal[0]
+        for objective in ("size", "balanced")
+    }
+    assert counted == {"size": "parameters", "balanced": "macs"}
+
+
 def test_what_an_objective_changes_gives_way_to_what_was_asked_for(tmp_path: Path) -> None:
     (tmp_path / "compress.toml").write_text('objective = "latency"\nskip = []\n[prune]\nrounds = 3\n')
     recipe = load_recipe(tmp_path / "model.pt", {}, ["prune.budget=0.1"])

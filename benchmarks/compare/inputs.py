@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.compare.entries import MAX_DROP
 from benchmarks.workloads import (
     VOCABULARY,
     WORKLOADS,
@@ -33,7 +34,6 @@ from compress.onnx_export import ExportConfig, export
 from compress.training import FineTuneConfig, plan_steps
 from compress.values import Context
 
-MAX_DROP = 0.01  # fraction 0..1 of validation accuracy that every entry may lose
 ROUNDS = 8  # of fine-tuning: the most that `compress pipeline` spends with any objective
 
 INPUTS, BUDGET, FLOAT, MODEL, TEST = "inputs", "budget.json", "float.onnx", "model.pt", "test.npz"

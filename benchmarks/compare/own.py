@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import compress
-from benchmarks.compare.inputs import MAX_DROP, MODEL, Inputs, flags_of
+from benchmarks.compare.entries import Entry
+from benchmarks.compare.inputs import MODEL, Inputs, flags_of
 from benchmarks.compare.made import Made, Point
 from benchmarks.peers.apart import Ran
 from compress.measurement.environment import environment
 from compress.recipe import load_recipe
-from compress.reporting import Objective
 from compress.workspace import RECORD, fingerprint, read_run
 
 RUN = "run"  # the run directory, in the entry's folder
@@ -24,11 +24,12 @@ _MEASURED_AGAIN = ("benchmark.seconds=1", "benchmark.launches=3", "benchmark.sen
 _STAGES = ("prune", "sparsify", "export", "quantize", "benchmark")
 
 
-def command(inputs: Inputs, objective: Objective, folder: Path) -> list[str]:
+def command(inputs: Inputs, entry: Entry, folder: Path) -> list[str]:
     """The command line; a run that is in ``folder`` already is gone on with."""
     workload = inputs.spec
+    assert entry.objective is not None
     line = [sys.executable, "-m", "compress", "pipeline", str(inputs.checkpoint.absolute() / MODEL)]
-    line += [*flags_of(inputs), "--objective", objective, "--max-drop", f"{MAX_DROP:g}", "--threads", "1"]
+    line += [*flags_of(inputs), "--objective", entry.objective, "--max-drop", f"{entry.max_drop:g}", "--threads", "1"]
     line += ["--seed", str(inputs.seed), "--epochs", f"{workload.epochs:g}"]
     for text in overrides(inputs):
         line += ["--set", text]
@@ -47,13 +48,14 @@ def overrides(inputs: Inputs) -> list[str]:
     return [*given, *workload.overrides, *_MEASURED_AGAIN]
 
 
-def identity(inputs: Inputs, objective: Objective) -> str:
+def identity(inputs: Inputs, entry: Entry) -> str:
     """sha256 of the inputs, of the command, and of the defaults that it leaves alone; not of this project's code."""
-    defaults = load_recipe(None, {"objective": objective})
+    defaults = load_recipe(None, {"objective": entry.objective})
     return fingerprint(
         inputs=inputs.identity,
         overrides=[inputs.spec.epochs, *overrides(inputs)],
-        objective=objective,
+        objective=entry.objective,
+        max_drop=entry.max_drop,
         skip=defaults.skip,
         stages=[dataclasses.asdict(getattr(defaults, stage)) for stage in _STAGES],
     )
@@ -69,7 +71,7 @@ def versions() -> dict[str, str]:
     return {**packages, "source": digest.hexdigest()[:12]}
 
 
-def read(made: Made, folder: Path, ran: Ran, resumed: bool) -> Made:
+def read(made: Made, entry: Entry, folder: Path, ran: Ran, resumed: bool) -> Made:
     """What a finished run tells of itself.
 
     Args:
@@ -80,7 +82,7 @@ def read(made: Made, folder: Path, ran: Ran, resumed: bool) -> Made:
     report, records = read_run(folder / RUN), _records(folder / RUN)
     shipped = next(variant for variant in report["variants"] if variant["name"] == report["shipped"])
     drop = shipped["validation"]["drop"]
-    point = Point(f"{RUN}/model.onnx", shipped["name"], drop, within=drop <= MAX_DROP)
+    point = Point(f"{RUN}/model.onnx", shipped["name"], drop, within=drop <= entry.max_drop)
     return dataclasses.replace(
         made,
         seconds=round(sum(record["seconds"] for stage, record in records.items() if stage != "benchmark"), 2),

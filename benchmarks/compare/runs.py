@@ -82,7 +82,7 @@ def planned(entry: Entry, place: Place, source: Made | None) -> Made:
     """The record of an entry before it has run."""
     architecture = place.inputs.spec.architecture
     if entry.objective is not None:
-        identity = own.identity(place.inputs, entry.objective)
+        identity = own.identity(place.inputs, entry)
         return Made(entry.name, entry.settings, None, identity, versions=own.versions())
     digest = hashlib.sha256(json.dumps([place.inputs.identity, entry.flags_for(architecture)]).encode())
     for path in files_of(entry.script):
@@ -154,10 +154,9 @@ def _sum(mine: Any, before: Any) -> Any:
 
 
 def _run_own(entry: Entry, place: Place, made: Made) -> Made:
-    assert entry.objective is not None
     folder = place.folder(entry.name)
     resumed = any(stage.suffix != ".partial" for stage in (folder / own.RUN / "stages").glob("*"))
-    ran = run_apart(own.command(place.inputs, entry.objective, folder), folder, place.timeout_s, fine=(0, own.NOT_MET))
+    ran = run_apart(own.command(place.inputs, entry, folder), folder, place.timeout_s, fine=(0, own.NOT_MET))
     if ran.status != OK:
         return replace(made, status=ran.status, process_seconds=ran.seconds)
-    return own.read(made, folder, ran, resumed)
+    return own.read(made, entry, folder, ran, resumed)

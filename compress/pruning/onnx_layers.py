@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,15 +17,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from compress.errors import MeasurementError
+from compress.measurement.turns import undisturbed
 from compress.pruning.values import LayerUse
 
 _OPSET, _IR = 17, 8
 _SECONDS = 0.02  # of timed runs of one layer, within
 _RUNS = (8, 60)  # these many
 _WARM = 2  # runs that are not counted
-# What else runs on the machine can only add time. Twelve repeats of one layer beside busy neighbours: the median
-# varied by 38 %, the mean of the fastest quarter by 2.4 %. A model's own p50 is put in by `LatencyModel.calibrated`.
-_FASTEST = 0.25
 
 _CONV = tuple(f"conv{n}d" for n in (1, 2, 3))
 _TRANSPOSED = tuple(f"conv_transpose{n}d" for n in (1, 2, 3))
@@ -114,10 +112,10 @@ def time_layer(layer: Layer, threads: int) -> float:
         except Exception as error:  # onnxruntime's errors have no common base of their own
             raise MeasurementError(f"cannot time {layer}: {str(error).strip().splitlines()[0]}") from error
         events = json.loads(Path(session.end_profiling()).read_text())
-    runs = np.sort(_kernel_times(events)[_WARM:])
+    runs = np.asarray(_kernel_times(events)[_WARM:])
     if not len(runs):
         raise MeasurementError(f"cannot time {layer}: the profile of ONNX Runtime has no kernels.")
-    return float(runs[: ceil(_FASTEST * len(runs))].mean()) / 1e3
+    return undisturbed(runs) / 1e3  # a model's own p50 is put in by `LatencyModel.calibrated`
 
 
 def _seconds(session: Any, feed: dict[str, NDArray[np.float32]]) -> float:

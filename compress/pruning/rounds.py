@@ -13,7 +13,7 @@ from torch import nn
 
 from compress.errors import PruningError
 from compress.files import cache_directory
-from compress.pruning.allocation import Allocation, ranked, uniform
+from compress.pruning.allocation import Allocation, candidate_widths, ranked, uniform
 from compress.pruning.cost import CostModel
 from compress.pruning.groups import Structure, analyse
 from compress.pruning.importance import scores
@@ -69,15 +69,22 @@ class Candidate:
 
 
 def next_share(
-    best: float | None, failed: float | None, config: PruneConfig, way: float = 0.5, step: float = 0.5
+    best: float | None,
+    failed: float | None,
+    config: PruneConfig,
+    way: float = 0.5,
+    step: float = 0.5,
+    least: float = 0.0,
 ) -> float | None:
-    """What share to leave next: halved while it works, then between the two on a logarithmic scale.
+    """What share to leave next: what can leave is halved while it works, then between the two on a logarithmic scale.
 
     Args:
         best: The smallest share that was within the budget; None before the first.
         failed: The largest that was not; None before the first.
         way: Share 0..1 of the way from ``best`` to ``failed``: see `way_back`.
-        step: What ``best`` is multiplied by where nothing failed: see `last_step`.
+        step: What of ``best`` can still leave is multiplied by it where nothing failed: see `last_step`.
+        least: What no width saves. Half of a small net's latency can be the call itself: halving the whole would then
+            take nearly all of its channels in one round.
 
     Returns:
         The next share, or None where another round cannot tell more.
@@ -89,7 +96,7 @@ def next_share(
     if failed is None:
         if best is None:
             return goal if goal is not None else config.start
-        return left * step
+        return least + (left - least) * step
     middle = left ** (1 - way) * failed**way
     # Another round costs as much as the first: not for less than a tenth of what is left, or what timings can tell.
     least = CLOSE if config.goal[0] == "latency" else 1.1
@@ -168,9 +175,11 @@ class Search:
         # What failed above the best was refuted by it.
         failures = [failure for failure in self.failures if left is None or failure[0] < left]
         if not failures:
-            goods = [(r.left, r.drop) for r in self.rounds if r.within]
+            least = min(self._least(), 1.0 if left is None else left)
+            goods = [(max(r.left - least, 1e-9), r.drop) for r in self.rounds if r.within]
             last = goods and len(self.rounds) == self.config.rounds - 1
-            return next_share(left, None, self.config, step=last_step(goods, self.allowed) if last else 0.5)
+            step = last_step(goods, self.allowed) if last else 0.5
+            return next_share(left, None, self.config, step=step, least=least)
         failed, lost = max(failures, key=lambda failure: failure[0])
         # Half-way back where it could not even be cut.
         way = 0.5 if lost is None else way_back(self.drop, lost, self.allowed)
@@ -283,11 +292,23 @@ class Search:
 
     def _left(self, base: Candidate, structure: Structure, widths: Mapping[str, int], target: float) -> float:
         """The share that ``widths`` leave of what the goal counts."""
+        return target if self.config.goal[0] == "channels" else self._share(base, structure, widths)
+
+    def _least(self) -> float:
+        """The share that is left at the narrowest widths; 0 where channels are counted, of which a share is asked."""
+        config = self.config
+        counted = config.goal[0]
+        if counted == "channels":
+            return 0.0
+        free = [group for group in self.structure.groups if group.frozen is None]
+        floors = (candidate_widths(g, config.floor, config.round_to, narrow=counted == "latency") for g in free)
+        return self._share(self.dense, self.structure, {g.name: w[0] for g, w in zip(free, floors, strict=True)})
+
+    def _share(self, base: Candidate, structure: Structure, widths: Mapping[str, int]) -> float:
+        """The share that ``widths`` leave of multiply-adds, parameters or milliseconds."""
         counted = self.config.goal[0]
         if counted == "latency":
             return self._latency(base, structure).milliseconds(widths)
-        if counted == "channels":
-            return target
         cost = CostModel(structure.groups, structure.layers, shapes_of(base.module))
         count = cost.macs if counted == "macs" else cost.parameters
         return base.left * count(widths) / count({})

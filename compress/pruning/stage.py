@@ -31,7 +31,7 @@ class PruneConfig:
     floor: float = 0.1  # share 0..1 of its channels that every group keeps at least
     round_to: int = 8  # kept counts are multiples of it where a group is wide enough; 1: any count
     keep: tuple[str, ...] = ()  # name patterns of groups or parameters that stay whole (fnmatch: "layer4.*")
-    rounds: int = 5  # fine-tunings at most, each at another width
+    rounds: int = 5  # fine-tunings at most: of new widths, of a near miss again, what is left of the best model
     epochs: float = 3.0  # passes over the training split in each round
     min_steps: int = 400  # optimizer steps in each round at least
     budget: float = 0.5  # share 0..1 of max_drop that this stage may use on validation; what follows needs the rest

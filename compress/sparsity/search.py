@@ -234,12 +234,9 @@ class Search:
             label=f"sparsify {target:.1%}",
             after_step=masking,
         )
-        reached = sparsity_of(sparsifiable(module, config.keep))
-        predicted = predict_zip_bytes(module, stored=self.context.stored)
-        within = outcome.drop <= self.allowed + 1e-9
-        self.rounds.append(Round(reached, outcome.drop, outcome.loss, outcome.steps, within, predicted))
+        longer = self._noted(module, outcome)
         if outcome.drop <= self.drop:
-            self.best, self.drop = Sparse(module, reached, predicted), outcome.drop
+            self.best, self.drop = longer, outcome.drop
 
     def _react(self, module: nn.Module, limit: float, seed: int, label: str) -> Outcome:
         """Train while the loss decides how fast sparsity rises, up to ``limit``."""
@@ -287,21 +284,31 @@ class Search:
         example, _ = self._data.train.fetch(self._data.train.indices[:2])
         return lowered_dropout(module, masking.density, example)
 
+    def _noted(self, module: nn.Module, outcome: Outcome) -> Sparse:
+        """Write down what a round came to."""
+        found = Sparse(
+            module,
+            sparsity_of(sparsifiable(module, self.config.keep)),
+            predict_zip_bytes(module, stored=self.context.stored),
+        )
+        within = outcome.drop <= self.allowed + 1e-9
+        self.rounds.append(Round(found.sparsity, outcome.drop, outcome.loss, outcome.steps, within, found.zip_bytes))
+        logger.info("sparsify %.1f%%: drop %.4f, %.4f allowed", 100 * found.sparsity, outcome.drop, self.allowed)
+        return found
+
     def _judge(self, module: nn.Module, aim: float, outcome: Outcome) -> bool:
+        """Keep it if it is better than the best; False where no further round is worth its time."""
         reached = sparsity_of(sparsifiable(module, self.config.keep))
         if reached < aim - 1e-9 and self.config.schedule != "reactive":
             raise SparsityError(f"sparsity {aim:.4f} was asked for, but only {reached:.4f} of the weights are zero.")
-        within = outcome.drop <= self.allowed + 1e-9
-        predicted = predict_zip_bytes(module, stored=self.context.stored)
-        self.rounds.append(Round(reached, outcome.drop, outcome.loss, outcome.steps, within, predicted))
-        logger.info("sparsify %.1f%%: drop %.4f, %.4f allowed", 100 * reached, outcome.drop, self.allowed)
-        if not within:
+        found = self._noted(module, outcome)
+        if not self.rounds[-1].within:
             self.failures.append((aim, outcome.drop))
             return True
         sparser = reached > (self.came if self.best is None else self.best.sparsity)
-        smaller = self.best is None or self.context.objective != "size" or predicted < self.best.zip_bytes
+        smaller = self.best is None or self.context.objective != "size" or found.zip_bytes < self.best.zip_bytes
         if sparser and smaller:
-            self.best, self.drop = Sparse(module, reached, predicted), outcome.drop
+            self.best, self.drop = found, outcome.drop
             return True
         # The reactive schedule found nothing more to remove, or what it removed saves no byte.
         self.notes.append(

@@ -34,7 +34,7 @@ class SparsifyConfig:
     initial: float = 0.0  # sparsity that the cubic schedule begins with: 0.5 for "50 % to 90 % while training"
     cut: float = 0.5  # iterative: share 0..1 of the weights left that each round removes
     tolerance: float = 0.01  # reactive: how far the smoothed loss may be above its best while sparsity rises
-    rounds: int = 3  # fine-tunings at most, each at another sparsity
+    rounds: int = 3  # fine-tunings at most: at new sparsities, of a near miss again, what is left of the best model
     epochs: float = 3.0  # passes over the training split in each round
     min_steps: int = 400  # optimizer steps in each round at least: small data sets need more passes
     ramp: float = 0.6  # cubic, reactive: share 0..1 of each round in which sparsity rises; the rest recovers
@@ -89,8 +89,10 @@ def sparsify(model: Model, config: SparsifyConfig, context: Context) -> tuple[Mo
 
     Each round removes weights on the schedule while the model is distilled from the original, then recovers. Without
     an amount that was asked for, a round within the budget is followed by a sparser one, starting from the weights
-    just trained; one outside it by one half-way back, from the last good weights. What is returned is the sparsest
-    model that was within the budget on validation; where the objective is size, the one predicted to zip smallest.
+    just trained; one outside it by little is trained again (`worth_more`), any other followed by one some way back
+    (`way_back`), from the last good weights. Rounds that the search does not need train the best model further. What
+    is returned is the sparsest model that was within the budget on validation; where the objective is size, the one
+    predicted to zip smallest.
 
     Returns:
         The sparse model (the given one is untouched) and the record. Where no round was within the budget, or none
