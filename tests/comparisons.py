@@ -54,10 +54,11 @@ def row(
     seed: int = 0,
     file: str | None = "model.onnx",
     test_drop: float | None = None,
+    kind: Kind | None = None,
     **fields: Any,
 ) -> Row:
     """A row that was scored, and timed where it has a p50."""
-    kind: Kind = "own" if entry.startswith("compress-") else "dense" if entry.startswith("dense") else "peer"
+    kind = kind or ("own" if entry.startswith("compress-") else "dense" if entry.startswith("dense") else "peer")
     on_test = drop if test_drop is None else test_drop
     latency = None if p50_ms is None else timing(p50_ms)
     given: dict[str, Any] = {

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.compare import measured
+from benchmarks.compare import call, measured
 from benchmarks.compare.entries import ENTRIES
+from benchmarks.compare.frontier import best_peer
 from benchmarks.compare.made import Made, Point
 from benchmarks.compare.measured import measure
 from benchmarks.compare.row import Row
@@ -85,7 +87,20 @@ def made(work: Path, name: str, *models: onnx.ModelProto, **fields: Any) -> Made
 
 
 def run(work: Path, *all_made: Made) -> list[Row]:
-    return measure("cnn", 0, work, all_made, seconds=0.02, launches=1)
+    """The rows of files."""
+    return measure("cnn", 0, work, all_made, seconds=0.02, launches=1)[:-1]
+
+
+def test_beside_every_file_a_call_is_timed_that_computes_nothing(work: Path) -> None:
+    wide = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
+    *_, alone = measure("cnn", 0, work, [made(work, "torch-prune", linear(wide))], seconds=0.02, launches=1)
+    assert (alone.entry, alone.kind, alone.status, alone.eligible) == (call.NAME, "limit", "ok", False)
+    assert (alone.file, alone.zip_bytes, alone.validation) == (None, None, None)
+    assert alone.p50_ms is not None
+    copied = onnxruntime.InferenceSession(work / call.FILE, providers=["CPUExecutionProvider"])
+    given = samples(3)["x"]
+    np.testing.assert_array_equal(copied.run(None, {"x": given})[0], given)
+    assert best_peer([alone], "p50") is None
 
 
 def test_every_file_has_a_row_beside_the_dense_one_with_its_size_accuracy_and_latency(work: Path) -> None:
@@ -154,11 +169,11 @@ def test_what_was_measured_before_is_not_measured_again(work: Path, monkeypatch:
     first = made(work, "torch-prune", linear(WEIGHT))
     before = run(work, first)
     assert run(work, first) == before
-    assert timed == [2]
+    assert timed == [3]  # the dense file, this one, and a call alone
     second = made(work, "torch-pruning", linear(-WEIGHT))
     dates = {path: path.stat().st_mtime_ns for path in (work / "scored").iterdir()}
     rows = run(work, first, second)
-    assert timed == [2, 3]  # all in one run
+    assert timed == [3, 4]  # all in one run
     assert len(rows) == 3
     assert all(path.stat().st_mtime_ns == date for path, date in dates.items())
     assert (len(dates), len(list((work / "scored").iterdir()))) == (1, 2)  # the first is the dense file, byte by byte
@@ -224,7 +239,8 @@ with torch.inference_mode():
 def test_timings_that_failed_leave_size_and_accuracy(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def one_fails(jobs: list[Job], plan: Any) -> list[Timing]:
         found = time_together(jobs, plan)
-        return [found[0], replace(found[0], p50_ms=None, p50_interval=None, status="gone", samples_ms=(), rounds=0)]
+        lost = replace(found[1], p50_ms=None, p50_interval=None, status="gone", samples_ms=(), rounds=0)
+        return [found[0], lost, *found[2:]]
 
     monkeypatch.setattr(measured, "time_together", one_fails)
     _, row = run(work, made(work, "torch-prune", linear(WEIGHT)))

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.compare import headline, page, plots, results, tables
+from benchmarks.compare import call, headline, page, plots, results, tables
 from benchmarks.compare.frontier import all_versus, best, best_peer, most_accurate, versus, within
 from benchmarks.compare.results import Comparison, Row
+from compress.reporting import format as fmt
 from tests.comparisons import BUDGET, DENSE, ENVIRONMENT, answers, failed, one_seed, row, timing
 
 README = Path(__file__).parents[1] / "README.md"
@@ -352,6 +353,16 @@ def test_the_headline_tells_what_is_left_at_half_the_drop_beside_what_peers_are_
     assert line["`compress-size`, zipped bytes / best peer"] == (
         "0.40×: 4.00 KB, torch-prune-ort 10.0 KB; half the drop **0.45×: 4.50 KB**"
     )
+
+
+def test_the_cost_of_a_call_stands_beside_the_latencies_that_it_limits() -> None:
+    alone = row(call.NAME, None, 0.004, kind="limit", file=None, validation=None, test=None, validation_drop=None)
+    comparison = compared([*one_seed(), replace(alone, eligible=False)])
+    (line,) = headline.table([comparison])[1:]
+    assert line[-1] == fmt.duration(alone.p50_ms)
+    assert cells(tables.entry_table(comparison), call.NAME)["fastest"] == line[-1]
+    assert [one.peers for one in comparison.versus] == [one.peers for one in compared(one_seed()).versus]
+    assert all(call.NAME not in one[0] for one in tables.fixed_table(comparison))
 
 
 def test_an_entry_that_failed_was_tried(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from benchmarks.compare.results import FOLDER, Comparison, read_all
 from benchmarks.compare.tables import (
     Cells,
     average,
+    call_alone,
     dense_accuracies,
     difference_text,
     markdown,
@@ -45,7 +46,7 @@ def table(comparisons: Iterable[Comparison]) -> Cells:
     columns = ["workload", "seeds", "dense accuracy"]
     for metric, (entry, _) in SET_OUT.items():
         columns += [f"`{entry}`, {_WORDS[metric]} / best peer", "test accuracy − that peer's"]
-    cells: Cells = [(*columns, f"`{BOTH}`, bytes and p50 / best peer")]
+    cells: Cells = [(*columns, f"`{BOTH}`, bytes and p50 / best peer", "p50 of a call that computes nothing")]
     for comparison in comparisons:
         found = {(one.entry, one.metric): one for one in comparison.versus}
         line = [
@@ -57,7 +58,7 @@ def table(comparisons: Iterable[Comparison]) -> Cells:
             line += _versus_cells(found.get((entry, metric)), found.get((half, metric)))
         both = [found.get((BOTH, metric)) for metric in TARGETS]
         line.append(" and ".join(fmt.NOTHING if one is None else fmt.ratio(one.ratio) for one in both))
-        cells.append(tuple(line))
+        cells.append((*line, call_alone(comparison)))
     return cells
 
 

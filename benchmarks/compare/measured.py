@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compare import call
 from benchmarks.compare.entries import BY_NAME, DENSE
 from benchmarks.compare.frontier import EQUAL
 from benchmarks.compare.inputs import BUDGET, FLOAT, INPUTS, TEST
@@ -67,7 +68,8 @@ def measure(
         launches: Processes that each file is timed in, one after the other.
 
     Returns:
-        A row for the dense file, then one for each file of ``made``; one for an entry without, which says why.
+        A row for the dense file, then one for each file of ``made``; one for an entry without, which says why. The
+        last is what a call costs that computes nothing: timed, not scored.
     """
     found = environment(threads=1)
     machine = {name: found[name] for name in _MACHINE}
@@ -84,7 +86,7 @@ def measure(
 
 
 def _candidates(workload: str, seed: int, folder: Path, made: Sequence[Made]) -> Iterator[_Candidate]:
-    """The dense file first."""
+    """The dense file first, and at last what none can undercut."""
     dense = file_source(folder / INPUTS / FLOAT)
     yield _Candidate(Row(workload, seed, DENSE, "dense", FLOAT, "the dense model, float32"), dense)
     for one in made:
@@ -111,6 +113,8 @@ def _candidates(workload: str, seed: int, folder: Path, made: Sequence[Made]) ->
         else:
             status = "made no file" if one.status == OK else one.status
             yield _Candidate(replace(row, status=status), Source(folder, sha256=""))
+    alone = file_source(call.write(folder / INPUTS / FLOAT, folder))
+    yield _Candidate(Row(workload, seed, call.NAME, "limit", None, call.SETTINGS), alone)
 
 
 def _measured(
@@ -119,7 +123,7 @@ def _measured(
     _tell(candidates, "scoring")
     scored, rows = {}, [one.row for one in candidates]
     for number, one in enumerate(candidates):
-        if one.row.status != OK:
+        if one.row.status != OK or one.row.kind == "limit":
             continue
         name = _sha256(one.source.sha256, samples.sha256, machine)
         try:
@@ -128,20 +132,24 @@ def _measured(
             if number == 0:
                 raise  # there is nothing to compare with
             rows[number] = replace(one.row, status=told(error, one.source.path))
-    _tell(list(scored), "timing")
-    jobs = [_job(candidates[number].source, found, samples.test) for number, found in scored.items()]
-    timings = dict(zip(scored, time_together(jobs, plan), strict=True))
+    timed = {number: one for number, one in enumerate(candidates) if number in scored or one.row.kind == "limit"}
+    # Scoring may have had to write a file anew, so that this onnxruntime reads it.
+    paths = {number: scored[number].path if number in scored else one.source.path for number, one in timed.items()}
+    _tell(paths, "timing")
+    jobs = [_job(timed[number].source, path, samples.test) for number, path in paths.items()]
+    timings = dict(zip(paths, time_together(jobs, plan), strict=True))
     allowed: float = json.loads((folder / INPUTS / BUDGET).read_text())["max_drop"]
-    for number, found in scored.items():
-        row = _with_scores(rows[number], found, scored[0], allowed)
-        rows[number] = _with_timing(row, timings[number], timings[0])
+    for number, timing in timings.items():
+        if number in scored:
+            rows[number] = _with_scores(rows[number], scored[number], scored[0], allowed)
+        rows[number] = _with_timing(rows[number], timing, timings[0])
     return rows
 
 
-def _job(source: Source, found: Scored, test: TestSet) -> Job:
+def _job(source: Source, path: Path, test: TestSet) -> Job:
     """One sample a call, in a process of its own: of onnxruntime, or of the runtime that the source names."""
     launch = partial(Process, source.command) if source.command else None
-    return Job(found.path, test.batch(0, 1), launch)
+    return Job(path, test.batch(0, 1), launch)
 
 
 def _with_scores(row: Row, found: Scored, dense: Scored, allowed: float) -> Row:
@@ -195,5 +203,5 @@ def _sha256(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _tell(files: Sequence[Any], what: str) -> None:
+def _tell(files: Collection[Any], what: str) -> None:
     print(f"{what} {len(files)} files …", file=sys.stderr, flush=True)

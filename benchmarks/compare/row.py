@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from compress.measurement import Accuracy, Ratio, Timing
 
-Kind = Literal["own", "peer", "dense"]
+Kind = Literal["own", "peer", "dense", "limit"]
 OK = "ok"
 
 

@@ -121,6 +121,9 @@ def entry_table(comparison: Comparison) -> Cells:
             told = dict.fromkeys(row.status for rows in found for row in rows)
             cells.append((entry, "; ".join(told), *[fmt.NOTHING] * 4, *_cost(found)))
             continue
+        if made[0].kind == "limit":
+            cells.append((entry, made[0].settings, *[fmt.NOTHING] * 2, call_alone(comparison), *[fmt.NOTHING] * 4))
+            continue
         kept = f"{sum(row.eligible for row in made)} of {len(made)}" + _failed(found)
         cells.append((entry, kept, *_best_cells(found, "zip"), *_best_cells(found, "p50"), *_cost(found)))
     return cells
@@ -208,6 +211,11 @@ def entries(rows: Iterable[Row]) -> list[str]:
 def dense_accuracies(comparison: Comparison) -> list[float]:
     """Test accuracy of the dense float file, for each seed."""
     return [row.test.value for row in comparison.rows if row.entry == DENSE and row.test is not None]
+
+
+def call_alone(comparison: Comparison) -> str:
+    """p50 of a call that computes nothing, over the seeds."""
+    return over_seeds([row.p50_ms for row in comparison.rows if row.kind == "limit"], _duration, geometric_mean)
 
 
 def _of(comparison: Comparison, entry: str, seed: int) -> list[Row]:
