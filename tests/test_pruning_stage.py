@@ -46,9 +46,11 @@ def test_how_far_a_failure_backs_off_is_a_share_of_the_way_on_a_log_scale() -> N
 
 
 def test_half_of_what_can_leave_is_next_and_not_half_of_what_no_width_saves() -> None:
-    assert next_share(0.5, None, PruneConfig(), least=0.4) == pytest.approx(0.45)
-    assert next_share(0.5, None, PruneConfig(), step=0.75, least=0.4) == pytest.approx(0.475)
-    assert next_share(0.5, None, PruneConfig(), least=0.5) == 0.5  # where nothing more is to be had
+    assert next_share(0.5, None, PruneConfig(), least=0.3) == pytest.approx(0.4)
+    assert next_share(0.5, None, PruneConfig(), step=0.75, least=0.3) == pytest.approx(0.45)
+    assert next_share(0.5, None, PruneConfig(), least=0.45) is None  # where a round would save next to nothing
+    assert next_share(0.5, None, PruneConfig(objective="latency"), least=0.45) == pytest.approx(0.475)
+    assert next_share(0.5, None, PruneConfig(objective="latency"), least=0.5) is None
 
 
 def test_the_next_cut_of_a_net_near_its_floor_is_one_that_can_be_had(
@@ -165,7 +167,8 @@ def test_a_failure_that_a_narrower_model_refutes_does_not_end_the_search(
     drops = iter([0.0, 0.5, 0.0, 0.0, 0.0])
     monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops))
     lefts = iter([0.5, 0.2, 0.15, 0.1])
-    monkeypatch.setattr("compress.pruning.rounds.Search._left", lambda *_: next(lefts))
+    monkeypatch.setattr("compress.pruning.rounds.Search._share", lambda *_: next(lefts))
+    monkeypatch.setattr("compress.pruning.rounds.Search._least", lambda *_: 0.0)
     _, record = prune_to_budget(model, config(rounds=4), dataclasses.replace(context, max_drop=0.01))
     assert [r["left"] for r in record.figures["rounds"]] == [0.5, 0.2, 0.15, 0.1]
 
@@ -246,6 +249,26 @@ def test_a_search_for_the_least_latency_goes_by_what_was_measured_of_every_model
     lefts = [r["left"] for r in record.figures["rounds"]]
     assert len(lefts) >= 3
     assert set(lefts) <= {1 / ratio for ratio in told}
+
+
+def test_a_cut_that_saved_far_more_than_predicted_does_not_end_the_search(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.pruning.rounds.layer_latency", lambda module, *_, **__: ByChannel.of(module))
+    monkeypatch.setattr("compress.pruning.pruned.channel_block", lambda: 1)
+    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: 0.0)
+    model, context = opened
+    whole = sum(ByChannel.of(model.module).whole)
+
+    def measure(before: Model, after: Model) -> float:
+        share = sum(ByChannel.of(after.module).whole) / whole
+        return 1 / (0.04 + 0.16 * share)  # half of the channels: 0.12 of the time, and from there on as predicted
+
+    asked = config(objective="latency", rounds=4, floor=0.0, round_to=1)
+    _, record = prune_to_budget(model, asked, dataclasses.replace(context, max_drop=0.99), measure)
+    lefts = [r["left"] for r in record.figures["rounds"]]
+    assert lefts[0] == pytest.approx(0.12, rel=0.1)
+    assert min(lefts[1:]) < 0.075
 
 
 def test_the_same_seed_gives_the_same_weights(opened: tuple[Model, Context]) -> None:

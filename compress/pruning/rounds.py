@@ -96,11 +96,11 @@ def next_share(
     if failed is None:
         if best is None:
             return goal if goal is not None else config.start
-        return least + (left - least) * step
-    middle = left ** (1 - way) * failed**way
+        target = least + (left - least) * step
+    else:
+        target = left ** (1 - way) * failed**way
     # Another round costs as much as the first: not for less than a tenth of what is left, or what timings can tell.
-    least = CLOSE if config.goal[0] == "latency" else 1.1
-    return middle if left / middle > least else None
+    return target if left / target > (CLOSE if config.goal[0] == "latency" else 1.1) else None
 
 
 class Search:
@@ -116,6 +116,7 @@ class Search:
         self.structure = self._analyse(model.module)
         if all(group.frozen for group in self.structure.groups):
             raise PruningError("no channels can leave this model; `compress inspect` tells why.")
+        self._analysed: tuple[Candidate, Structure] | None = None  # the last one, for several questions ask for it
         self.refused = ""  # why no narrower model could be had
         self.dense = Candidate(model.module, {}, 1.0, _widths(self.structure))
         self.allowed = config.budget * context.max_drop
@@ -175,7 +176,8 @@ class Search:
         # What failed above the best was refuted by it.
         failures = [failure for failure in self.failures if left is None or failure[0] < left]
         if not failures:
-            least = min(self._least(), 1.0 if left is None else left)
+            base = self.best or self.dense
+            least = min(self._least(base), base.left)
             goods = [(max(r.left - least, 1e-9), r.drop) for r in self.rounds if r.within]
             last = goods and len(self.rounds) == self.config.rounds - 1
             step = last_step(goods, self.allowed) if last else 0.5
@@ -242,13 +244,14 @@ class Search:
                     raise  # what was asked for cannot be had, however it would score
                 self.refused = str(error)
                 break
-            if candidate is not None and counted == "latency" and self.measure is not None:
+            timed = candidate is not None and counted == "latency" and self.measure is not None
+            if candidate is not None and timed:
                 candidate = self._timed(candidate)
             reached = candidate or reached
-            if candidate is None or candidate.left <= target * CLOSE:
+            if candidate is None or not timed or candidate.left <= target * CLOSE:
                 break
             # What was measured corrects the predictions already; this is for what no rest explains.
-            asked = target * self._latency(self.dense, self.structure).milliseconds(candidate.widths) / candidate.left
+            asked = target * self._share(base, candidate.widths) / candidate.left
         return reached if reached is not None and reached.left < base.left / CLOSE else None
 
     def _timed(self, candidate: Candidate) -> Candidate:
@@ -260,12 +263,12 @@ class Search:
         return dataclasses.replace(candidate, left=left)
 
     def _cut(self, base: Candidate, target: float) -> Candidate | None:
-        structure = self.structure if base is self.dense else self._again(base)
+        structure = self._structure_of(base)
         allocation = self._allocate(base, structure, target / base.left)
         pruned: PrunedModel = cut_what_can(base.module, structure.groups, allocation, self.example)
         if not pruned.kept:
             return None
-        left = self._left(base, structure, pruned.widths, target)
+        left = target if self.config.goal[0] == "channels" else self._share(base, pruned.widths)
         # A group can be down to one channel, and then has no width of its own any more.
         return Candidate(pruned.module, compose(base.kept, pruned.kept), left, {**base.widths, **pruned.widths})
 
@@ -290,23 +293,19 @@ class Search:
         latency = self._latency(base, structure) if counted == "latency" else None
         return Budget(base.module, structure, ranking, counted, latency).allocate(share, config.floor, config.round_to)
 
-    def _left(self, base: Candidate, structure: Structure, widths: Mapping[str, int], target: float) -> float:
-        """The share that ``widths`` leave of what the goal counts."""
-        return target if self.config.goal[0] == "channels" else self._share(base, structure, widths)
-
-    def _least(self) -> float:
+    def _least(self, base: Candidate) -> float:
         """The share that is left at the narrowest widths; 0 where channels are counted, of which a share is asked."""
         config = self.config
         counted = config.goal[0]
         if counted == "channels":
             return 0.0
-        free = [group for group in self.structure.groups if group.frozen is None]
+        free = [group for group in self._structure_of(base).groups if group.frozen is None]
         floors = (candidate_widths(g, config.floor, config.round_to, narrow=counted == "latency") for g in free)
-        return self._share(self.dense, self.structure, {g.name: w[0] for g, w in zip(free, floors, strict=True)})
+        return self._share(base, {group.name: widths[0] for group, widths in zip(free, floors, strict=True)})
 
-    def _share(self, base: Candidate, structure: Structure, widths: Mapping[str, int]) -> float:
-        """The share that ``widths`` leave of multiply-adds, parameters or milliseconds."""
-        counted = self.config.goal[0]
+    def _share(self, base: Candidate, widths: Mapping[str, int]) -> float:
+        """The share of multiply-adds, parameters or milliseconds that is left where ``base`` is cut to ``widths``."""
+        counted, structure = self.config.goal[0], self._structure_of(base)
         if counted == "latency":
             return self._latency(base, structure).milliseconds(widths)
         cost = CostModel(structure.groups, structure.layers, shapes_of(base.module))
@@ -332,11 +331,15 @@ class Search:
         found = analyse(module, self.example, self.context.progress)
         return dataclasses.replace(found, groups=held(found.groups, self.config.keep))
 
-    def _again(self, base: Candidate) -> Structure:
-        """The structure of a model that was cut before: floors and rounding go by the original's widths."""
-        found = self._analyse(base.module)
-        groups = [dataclasses.replace(g, before=self.dense.widths.get(g.name)) for g in found.groups]
-        return dataclasses.replace(found, groups=groups)
+    def _structure_of(self, base: Candidate) -> Structure:
+        """Of a model that was cut before, floors and rounding go by the original's widths."""
+        if base is self.dense:
+            return self.structure
+        if self._analysed is None or self._analysed[0] is not base:
+            found = self._analyse(base.module)
+            groups = [dataclasses.replace(g, before=self.dense.widths.get(g.name)) for g in found.groups]
+            self._analysed = base, dataclasses.replace(found, groups=groups)
+        return self._analysed[1]
 
     def _cost(self, candidate: Candidate) -> tuple[int, int]:
         """MACs of a sample and parameters."""
