@@ -7,6 +7,8 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
+from compress.files import write_atomically
+
 NAME = "call-alone"  # of the row; no entry: nobody made it
 SETTINGS = "copies its first input: what a call costs at least"
 FILE = "call-alone.onnx"
@@ -26,5 +28,5 @@ def write(dense: Path, folder: Path) -> Path:
     graph = helper.make_graph([helper.make_node("Identity", [inputs[0].name], [output.name])], NAME, inputs, [output])
     model = helper.make_model(graph, opset_imports=source.opset_import, ir_version=source.ir_version)
     path = folder / FILE
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    write_atomically(path, model.SerializeToString(deterministic=True))
     return path
