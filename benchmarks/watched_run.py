@@ -59,6 +59,7 @@ WATCHED = (
     ("compress.pipeline", "benchmark", "the rest of benchmark"),
     ("compress.measurement.answers", "score_all", "scoring"),
     ("compress.measurement.latency", "measure", "latency"),
+    ("compress.measurement.stage", "_weighed", "bytes"),
     ("compress.pipeline", "sensitivity_map", "sensitivity"),
     ("compress.pipeline", "ship", "report"),
 )

@@ -74,6 +74,15 @@ def test_every_variant_is_counted_weighed_scored_and_timed(tmp_path: Path) -> No
     assert timing.p50_ms > 0
 
 
+def test_weighing_tells_how_far_it_is(tmp_path: Path) -> None:
+    variants = tuple(variant(name, write_linear(tmp_path / f"{name}.onnx")) for name in ("a", "b", "c"))
+    told: list[tuple[str, int, int, str]] = []
+    context = Context(data(), tmp_path, progress=lambda *what: told.append(what))
+    measurements, _ = benchmark(variants, QUICK, context, launch=Worker)
+    assert [what for what in told if what[0] == "weighing"] == [("weighing", n + 1, 3, "abc"[n]) for n in range(3)]
+    assert [m.zip_bytes for m in measurements] == [zip_bytes(v.onnx.path) for v in variants]
+
+
 def test_accuracy_is_against_the_labels_and_fidelity_against_the_first_variant(tmp_path: Path) -> None:
     part = split("test", range(200, 260), wrong=15)
     given = data()
@@ -232,5 +241,5 @@ def test_progress_is_told_to_the_end(tmp_path: Path) -> None:
     context = Context(data(), tmp_path, progress=lambda label, done, total, note="": told.append((label, done, total)))
     benchmark((base,), QUICK, context, launch=Worker)
     labels = {label for label, _, _ in told}
-    assert labels == {"scoring on validation", "scoring on test", "timing cpu, batch 1"}
+    assert labels == {"scoring on validation", "scoring on test", "timing cpu, batch 1", "weighing"}
     assert ("timing cpu, batch 1", 5, 5) in told

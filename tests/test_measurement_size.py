@@ -106,6 +106,16 @@ def test_a_layer_is_weighed_alone(tmp_path: Path) -> None:
     assert second.bytes == len(tensors["fc2.weight"])
 
 
+def test_layers_of_a_large_file_are_weighed_at_a_quicker_level(tmp_path: Path) -> None:
+    path = _net(tmp_path / "m.onnx", rows=70_000, zeros=0.86)
+    tensors = {tensor.name: tensor.raw_data for tensor in onnx.load(path).graph.initializer}
+    stored = tensors["fc1.weight"] + tensors["fc1.bias"]
+    found = sizes(path)
+    assert found.raw_bytes > 1 << 20
+    assert found.by_layer[0].zip_bytes == len(zlib.compress(stored, 6)) - 6 != len(zlib.compress(stored, 9)) - 6
+    assert found.zip_bytes == zip_bytes(path)
+
+
 def test_a_file_without_names_takes_those_of_the_original(tmp_path: Path) -> None:
     original = _net(tmp_path / "a.onnx", rows=30)
     nodes = [

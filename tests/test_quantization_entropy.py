@@ -16,7 +16,7 @@ from compress.measurement.entropy import entropy_bits
 from compress.models.onnx_file import run, serialize
 from compress.quantization.blocks import BlockConfig, quantize_blocks
 from compress.quantization.check import check_zeros
-from compress.quantization.entropy import STRENGTHS, input_energy, round_for_size, strongest
+from compress.quantization.entropy import STRENGTHS, input_energy, round_for_size, size_figures, strongest
 from compress.quantization.graph import array, constants, copy_of, replace_constants, sqnr_db
 
 FLOAT = TensorProto.FLOAT
@@ -81,7 +81,8 @@ def test_entropy_never_rises_zeros_stay_and_no_weight_grows_past_the_largest(
     seed: int, strength: float, zeros: float
 ) -> None:
     proto = _product(_weight(seed, 24, 16, zeros=zeros))
-    made, figures = round_for_size(proto, strength)
+    made = round_for_size(proto, strength)
+    figures = size_figures(proto, made)
     before, after = _stored(proto), _stored(made)
     assert (after[before == 0] == 0).all()
     assert np.abs(after).max() <= np.abs(before).max()
@@ -92,7 +93,7 @@ def test_entropy_never_rises_zeros_stay_and_no_weight_grows_past_the_largest(
 
 def test_strength_0_changes_nothing() -> None:
     proto = _product(_weight(1, 32, 32))
-    assert serialize(round_for_size(proto, 0.0)[0]) == serialize(proto)
+    assert serialize(round_for_size(proto, 0.0)) == serialize(proto)
 
 
 def test_stronger_rounding_takes_fewer_bytes_and_makes_more_noise() -> None:
@@ -100,17 +101,18 @@ def test_stronger_rounding_takes_fewer_bytes_and_makes_more_noise() -> None:
     feeds = [{"input": np.random.default_rng(0).standard_normal((32, 128)).astype(np.float32)}]
     exact = _output(proto, feeds[0])
     made = [round_for_size(proto, strength) for strength in (0.003, 0.03, 0.3)]
-    sizes = [figures.deflate_bytes for _, figures in made]
-    noise = [sqnr_db(exact, _output(graph, feeds[0])) for graph, _ in made]
-    assert made[0][1].deflate_bytes_before > sizes[0] > sizes[1] > sizes[2]
+    figures = [size_figures(proto, graph) for graph in made]
+    sizes = [found.deflate_bytes for found in figures]
+    noise = [sqnr_db(exact, _output(graph, feeds[0])) for graph in made]
+    assert figures[0].deflate_bytes_before > sizes[0] > sizes[1] > sizes[2]
     assert noise[0] > noise[1] > noise[2] > 0
 
 
 def test_the_rate_is_within_a_third_of_a_bit_of_what_theory_allows() -> None:
     weight = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
-    before = _stored(_product(weight)).astype(np.float64)
-    made, figures = round_for_size(_product(weight), 0.03)
-    after = _stored(made)
+    proto = _product(weight)
+    made = round_for_size(proto, 0.03)
+    before, after, figures = _stored(proto).astype(np.float64), _stored(made), size_figures(proto, made)
     noise = np.square(before - after).mean() / np.square(before).mean()
     bound = -0.5 * np.log2(noise)  # Shannon's rate of a normal source; entropy-coded scalars need 0.25 bits more
     assert bound < 8 * figures.entropy_bytes / figures.weights < bound + 0.33
@@ -119,7 +121,7 @@ def test_the_rate_is_within_a_third_of_a_bit_of_what_theory_allows() -> None:
 def test_the_argument_is_not_changed_and_equal_input_gives_equal_bytes() -> None:
     proto = _product(_weight(1, 32, 32))
     before = serialize(proto)
-    assert serialize(round_for_size(proto, 0.1)[0]) == serialize(round_for_size(proto, 0.1)[0])
+    assert serialize(round_for_size(proto, 0.1)) == serialize(round_for_size(proto, 0.1))
     assert serialize(proto) == before
 
 
@@ -127,7 +129,7 @@ def test_weights_that_meet_large_inputs_move_less() -> None:
     proto = _product(np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32))
     gain = np.where(np.arange(64) < 32, 10, 0.1).astype(np.float32)
     feeds = [{"input": np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32) * gain}]
-    made, _ = round_for_size(proto, 0.01, input_energy(proto, feeds))
+    made = round_for_size(proto, 0.01, input_energy(proto, feeds))
     moves = np.abs(_stored(made) - _stored(proto)).mean(axis=1)
     assert moves[:32].mean() < 0.3 * moves[32:].mean()
 
@@ -139,8 +141,8 @@ def test_the_energy_aware_noise_at_the_output_is_lower_at_equal_entropy() -> Non
     exact = _output(proto, feeds[0])
 
     def measure(strength: float, energy: dict[str, np.ndarray] | None) -> tuple[float, float]:
-        made, figures = round_for_size(proto, strength, energy)
-        return figures.entropy_bytes, sqnr_db(exact, _output(made, feeds[0]))
+        made = round_for_size(proto, strength, energy)
+        return size_figures(proto, made).entropy_bytes, sqnr_db(exact, _output(made, feeds[0]))
 
     aware = measure(0.03, input_energy(proto, feeds))
     blind = [measure(strength, None) for strength in np.geomspace(0.001, 0.3, 20)]
@@ -194,15 +196,15 @@ def test_a_channel_of_small_scale_moves_further() -> None:
     weight = np.random.default_rng(0).standard_normal((8, 8, 3, 3)).astype(np.float32)
     weight[:4] *= 0.01
     proto = _dequantized_conv(weight, group=1)
-    made, _ = round_for_size(proto, 0.01)
+    made = round_for_size(proto, 0.01)
     moves = np.abs(_stored(made) - _stored(proto)).reshape(8, -1).mean(axis=1)
     assert moves[:4].min() > 2 * moves[4:].max()
 
 
 def test_a_sensitive_layer_moves_less() -> None:
     proto = _product(_weight(1, 64, 64))
-    plain, careful = (round_for_size(proto, 0.03, sensitivity={"w_quantized": s})[1].entropy_bytes for s in (1, 30))
-    assert plain < careful
+    plain, careful = (round_for_size(proto, 0.03, sensitivity={"w_quantized": s}) for s in (1, 30))
+    assert size_figures(proto, plain).entropy_bytes < size_figures(proto, careful).entropy_bytes
 
 
 @pytest.mark.parametrize("block", [0, 16])
@@ -210,7 +212,8 @@ def test_int4_weights_take_fewer_bytes_too(block: int) -> None:
     nodes = [helper.make_node("MatMul", ["input", "w"], ["output"], name="m")]
     original = _model(nodes, {"w": _weight(1, 64, 64)}, (64,), 2)
     proto = quantize_blocks(original, BlockConfig(block=block))
-    made, figures = round_for_size(proto, 0.1, original=original)
+    made = round_for_size(proto, 0.1, original=original)
+    figures = size_figures(proto, made)
     check_zeros(original, made, "int4")
     assert constants(made)["w_quantized"].data_type == TensorProto.INT4
     assert figures.deflate_bytes < figures.deflate_bytes_before
@@ -226,7 +229,7 @@ def test_weights_with_a_zero_point_are_left_alone() -> None:
 
 def test_a_weight_of_zeros_stays_as_it_is() -> None:
     proto = _product(np.zeros((16, 16), np.float32))
-    assert serialize(round_for_size(proto, 1.0)[0]) == serialize(proto)
+    assert serialize(round_for_size(proto, 1.0)) == serialize(proto)
 
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan")])
@@ -265,8 +268,20 @@ def test_the_search_finds_the_strongest_that_holds_in_few_evaluations(index: int
     assert len(seen) <= len(STRENGTHS).bit_length() == 6
 
 
+@given(index=st.integers(0, len(STRENGTHS) - 1), off=st.integers(-len(STRENGTHS), len(STRENGTHS)))
+@settings(deadline=None, max_examples=40)
+def test_a_search_that_begins_near_finds_the_same_and_sooner(index: int, off: int) -> None:
+    seen: list[float] = []
+    near = min(max(index + off, 0), len(STRENGTHS) - 1)
+    found = strongest(_numbered, _up_to(STRENGTHS[index], seen), near=STRENGTHS[near])
+    assert found is not None
+    assert found[0] == STRENGTHS[index]
+    assert len(seen) <= {0: 2, 1: 4, 2: 4}.get(abs(near - index), 12)
+
+
 def test_the_search_finds_nothing_where_even_the_weakest_costs_too_much() -> None:
     seen: list[float] = []
     told: list[int] = []
     assert strongest(_numbered, _up_to(0, seen), progress=lambda label, done, total, note="": told.append(done)) is None
     assert told == list(range(1, len(seen) + 1))
+    assert strongest(_numbered, _up_to(0, seen), near=STRENGTHS[9]) is None

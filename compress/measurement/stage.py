@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -177,11 +178,11 @@ def benchmark(
     validation = score_all(variants, data.validation, config, context) if len(data.validation) else None
     test = score_all(variants, data.test, config, context, keep)
     timings = latency.measure(variants, data, config, context, **({} if launch is None else {"launch": launch}))
-    machine = _machine(config)
+    machine, weights = _machine(config), _weighed(variants, context)
     measurements = tuple(
         _measurement(
             variant,
-            variants[0],
+            weights[number],
             None if validation is None else validation[number],
             test[number],
             timings[number],
@@ -206,6 +207,19 @@ def _made_up(variant: Variant, config: BenchmarkConfig, seed: int) -> Data:
     return synthetic(variant.onnx.inputs, count=config.synthetic_samples, seed=seed)
 
 
+def _weighed(variants: Sequence[Variant], context: Context) -> list[Sizes]:
+    """Every variant's bytes. Deflating holds no lock of Python's: all cores weigh, once nothing is timed any more."""
+    from compress.measurement.size import sizes
+
+    found = []
+    with ThreadPoolExecutor(available_threads()) as pool:
+        pending = pool.map(lambda variant: sizes(variant.onnx.path, variants[0].onnx.path), variants)
+        for variant, weight in zip(variants, pending, strict=True):
+            found.append(weight)
+            context.progress("weighing", len(found), len(variants), variant.name)
+    return found
+
+
 def _machine(config: BenchmarkConfig) -> Machine | None:
     """What this processor can do; None where it is not what is measured."""
     from compress.measurement.limit import machine
@@ -215,14 +229,13 @@ def _machine(config: BenchmarkConfig) -> Machine | None:
 
 def _measurement(
     variant: Variant,
-    baseline: Variant,
+    weight: Sizes,
     validation: Answers | None,
     test: Answers,
     timings: tuple[Timing, ...],
     machine: Machine | None,
 ) -> Measurement:
     from compress.measurement.limit import limit
-    from compress.measurement.size import sizes
     from compress.models.counts import count
 
     path, inputs = variant.onnx.path, variant.onnx.inputs
@@ -232,7 +245,7 @@ def _measurement(
     return Measurement(
         variant=variant,
         counts=count(path, inputs),
-        sizes=sizes(path, baseline.onnx.path),
+        sizes=weight,
         validation=validation,
         test=test,
         latency=timings,

@@ -60,7 +60,7 @@ def round_for_size(
     energy: Mapping[str, Array] | None = None,
     sensitivity: Mapping[str, float] | None = None,
     original: onnx.ModelProto | None = None,
-) -> tuple[onnx.ModelProto, SizeFigures]:
+) -> onnx.ModelProto:
     """Move int8 and int4 weights to values that take fewer bits; zeros stay zero, and no weight grows past the largest.
 
     A layer's noise counts as a share of its output's energy, so that layers compare: ``strength`` 0.01 gives up one
@@ -98,8 +98,22 @@ def round_for_size(
         tensor = floats.get(name.removesuffix(_SUFFIX))
         exact = values if tensor is None else array(tensor).reshape(values.shape) / scales[name]
         rounded[name] = _round(values, exact, cost, strength)
-    made = _with_weights(proto, rounded)
-    return made, _figures(proto, made, weights, rounded)
+    return _with_weights(proto, rounded)
+
+
+def size_figures(before: onnx.ModelProto, after: onnx.ModelProto) -> SizeFigures:
+    """What `round_for_size` made of a graph. Deflating both takes longer than rounding: not for every strength."""
+    weights, rounded = _weights(before), _weights(after)
+    return SizeFigures(
+        weights=sum(values.size for values in weights.values()),
+        moved=sum(int((values != rounded[name]).sum()) for name, values in weights.items()),
+        zeros_before=sum(int((values == 0).sum()) for values in weights.values()),
+        zeros=sum(int((values == 0).sum()) for values in rounded.values()),
+        entropy_bytes_before=sum(values.size * entropy_bits(values) for values in weights.values()) / 8,
+        entropy_bytes=sum(values.size * entropy_bits(values) for values in rounded.values()) / 8,
+        deflate_bytes_before=_deflated(before),
+        deflate_bytes=_deflated(after),
+    )
 
 
 def input_energy(proto: onnx.ModelProto, feeds: Iterable[dict[str, Array]]) -> dict[str, Array]:
@@ -128,29 +142,35 @@ def strongest(
     build: Callable[[float], onnx.ModelProto],
     within: Callable[[onnx.ModelProto], bool],
     strengths: tuple[float, ...] = STRENGTHS,
+    near: float | None = None,
     progress: Progress = silent,
 ) -> tuple[float, onnx.ModelProto] | None:
-    """The largest strength whose graph is within the budget, by bisection; None where not even the smallest is.
+    """The largest strength whose graph is within the budget; None where not even the smallest is.
 
     Args:
         build: Makes the graph of a strength.
         within: Whether a graph keeps to the accuracy budget; taken to hold up to some strength, and not past it.
         strengths: Rising; n of them take log2(n + 1) evaluations, rounded up.
+        near: One of them, to look around first: 2 evaluations where it is the one, at most 4 within 2 places.
         progress: Told after every evaluation.
     """
     low, high, done, best = 0, len(strengths), 0, None  # all below low hold, none from high on
-    most = len(strengths).bit_length()
+    most, stride = len(strengths).bit_length(), 1
+    middle = high // 2 if near is None else strengths.index(near)
     while low < high:
-        middle = (low + high) // 2
         made = build(strengths[middle])
-        holds = within(made)
-        if holds:
+        if within(made):
             low, best = middle + 1, (strengths[middle], made)
         else:
             high = middle
         done += 1
         found = "" if best is None else f"best: strength {best[0]:.2g}, "
-        progress("rounding for size", done, most, f"{found}tried {strengths[middle]:.2g}")
+        progress("rounding for size", done, max(done, most), f"{found}tried {strengths[middle]:.2g}")
+        if near is None or (low > 0 and high < len(strengths)):
+            middle = (low + high) // 2
+        else:  # away from where it began, in strides that double, until it lies between two
+            middle = min(middle + stride, high - 1) if low > 0 else max(middle - stride, 0)
+            stride *= 2
     if done < most:
         progress("rounding for size", most, most)
     return best
@@ -299,21 +319,6 @@ def _over_weight(node: onnx.NodeProto, shape: tuple[int, ...], energy: Floats) -
     if node.op_type == "Gemm" and attribute(node, "transB", 0):  # (C_out, C_in)
         return energy.reshape(1, -1)
     return energy.reshape(-1, 1)  # (…, C_in, C_out)
-
-
-def _figures(
-    before: onnx.ModelProto, after: onnx.ModelProto, weights: Mapping[str, Int8s], rounded: Mapping[str, Int8s]
-) -> SizeFigures:
-    return SizeFigures(
-        weights=sum(values.size for values in weights.values()),
-        moved=sum(int((values != rounded[name]).sum()) for name, values in weights.items()),
-        zeros_before=sum(int((values == 0).sum()) for values in weights.values()),
-        zeros=sum(int((values == 0).sum()) for values in rounded.values()),
-        entropy_bytes_before=sum(values.size * entropy_bits(values) for values in weights.values()) / 8,
-        entropy_bytes=sum(values.size * entropy_bits(values) for values in rounded.values()) / 8,
-        deflate_bytes_before=_deflated(before),
-        deflate_bytes=_deflated(after),
-    )
 
 
 def _deflated(proto: onnx.ModelProto) -> int:

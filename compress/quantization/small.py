@@ -10,7 +10,7 @@ import onnx
 from compress.errors import QuantizationError
 from compress.quantization.blocks import BlockConfig, narrow, quantize_blocks
 from compress.quantization.compact import round_constants
-from compress.quantization.entropy import SizeFigures, input_energy, round_for_size, strongest
+from compress.quantization.entropy import input_energy, round_for_size, size_figures, strongest
 from compress.quantization.graph import copy_of
 from compress.quantization.recovery import learned_rounding
 from compress.quantization.sharing import SharingConfig, share_weights, store
@@ -26,27 +26,33 @@ def add_small_files(bench: Workbench) -> None:
         bench.note("shared, 4-bit and rounded weights were skipped: their accuracy needs data; give --data")
         return
     bench.attempt(("int4-weights",), partial(_add_blocks, bench))
+    near: float | None = None
     for name, proto in bench.bases.items():
-        bench.attempt((f"{name}-rounded",), partial(_add_rounded, bench, name, proto))
+        bench.attempt((f"{name}-rounded",), partial(_add_rounded, bench, name, proto, near))
+        near = bench.files.get(f"{name}-rounded", {}).get("strength", near)
     bench.attempt(("shared",), partial(_add_shared, bench))
 
 
-def _add_rounded(bench: Workbench, name: str, proto: onnx.ModelProto) -> None:
-    """Entropy-aware rounding of an int8 graph, as strong as the budget allows, and of its float constants."""
+def _add_rounded(bench: Workbench, name: str, proto: onnx.ModelProto, near: float | None) -> None:
+    """Entropy-aware rounding of an int8 graph, as strong as the budget allows, and of its float constants.
+
+    ``near`` is what another graph of the same weights bore: each strength that is tried is scored on all of validation.
+    """
     proto = copy_of(proto)
     round_constants(proto)
     energy = input_energy(proto, bench.probe)
-    figures: dict[float, SizeFigures] = {}
 
     def build(strength: float) -> onnx.ModelProto:
-        made, figures[strength] = round_for_size(proto, strength, energy)
+        made = round_for_size(proto, strength, energy)
         return narrow(made) if _reads_int4(bench) else made  # of weight-only graphs; others stay as they are
 
-    found = strongest(build, partial(_within, bench, f"{name}-rounded"), progress=bench.context.progress)
+    holds = partial(_within, bench, f"{name}-rounded")
+    found = strongest(build, holds, near=near, progress=bench.context.progress)
     if found is None:
         raise QuantizationError(f"{name}-rounded: not even the weakest rounding keeps {bench.context.max_drop:.4f}")
     strength, made = found
-    bench.add(f"{name}-rounded", made, strength=strength, rounding=asdict(figures[strength]))
+    figures = size_figures(proto, round_for_size(proto, strength, energy))  # of the weights before they are narrowed
+    bench.add(f"{name}-rounded", made, strength=strength, rounding=asdict(figures))
 
 
 def _add_blocks(bench: Workbench) -> None:
