@@ -171,6 +171,46 @@ def test_an_lstm_with_an_embedding_is_exported(tmp_path: Path) -> None:
     assert count(made.path).parameters == sum(p.numel() for p in model.module.parameters())
 
 
+class Attending(nn.Module):
+    """Self-attention and attention to a part of the input, with a mask."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.first = nn.MultiheadAttention(12, 3, batch_first=batch_first)
+        self.second = nn.MultiheadAttention(12, 2, batch_first=batch_first)
+        self.batch_first = batch_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.batch_first else x.transpose(0, 1)
+        y, weights = self.first(x, x, x, attn_mask=torch.ones(5, 5, dtype=torch.bool).triu(1))
+        y, _ = self.second(y, x, x, need_weights=False)
+        y = y if self.batch_first else y.transpose(0, 1)
+        return torch.cat([y.flatten(1), weights.flatten(1)], 1)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_gives_the_results_of_torch_at_every_batch_size(tmp_path: Path, batch_first: bool) -> None:
+    torch.manual_seed(0)
+    module = Attending(batch_first).eval()
+    x = torch.randn(5, 5, 12)
+    with torch.no_grad():
+        expected = module(x)
+    exported = _export(Model(module, (InputSpec("x", (5, 12)),)), tmp_path)
+    for batch in (1, 2, 5):
+        np.testing.assert_allclose(_outputs(exported.path, x[:batch])[0], expected[:batch], atol=1e-5)
+
+
+def test_attention_of_one_input_is_traced_in_few_nodes_and_torch_is_left_as_it_was(tmp_path: Path) -> None:
+    before = nn.MultiheadAttention.forward
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    module = nn.Sequential(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Flatten()).eval()
+    exported = _export(Model(module, (InputSpec("x", (6, 16)),)), tmp_path)
+    kinds = [node.op_type for node in onnx.load(exported.path).graph.node]
+    assert nn.MultiheadAttention.forward is before
+    assert kinds.count("MatMul") + kinds.count("Gemm") == 6  # in, scores, mixed, out, and the two of the MLP
+    assert not {"Squeeze", "Unsqueeze", "Gather", "Shape"} & set(kinds)
+
+
 def test_parity_is_measured_on_the_calibration_split(tmp_path: Path) -> None:
     asked: list[int] = []
 

@@ -263,6 +263,8 @@ def test_reduced_attention_with_all_heads_computes_what_torch_does(
         if need_weights:
             torch.testing.assert_close(ours[1], theirs[1])
     if not separate:
+        alike = (x := query.contiguous(), x, x)
+        torch.testing.assert_close(reduced(*alike)[0], attention(*alike)[0])
         first = (x[:, 0] if not batch_first else x[0] for x in (query, key, value))
         q, k, v = first
         torch.testing.assert_close(reduced(q, k, v)[0], attention(q, k, v)[0])

@@ -17,6 +17,7 @@ import torch
 from onnxscript import ir
 
 from compress.errors import ExportError
+from compress.models.attention import plain_attention
 from compress.models.onnx_file import first_line
 from compress.onnx_export.weights import INLINE, Traced, Value, from_file
 from compress.quiet import quiet
@@ -44,7 +45,7 @@ def from_export(
     """
     batch = tuple(column[:_BATCH] for column in samples)
     try:
-        with quiet(), torch.no_grad(), _own_recurrent_rules():
+        with quiet(), torch.no_grad(), _own_recurrent_rules(), plain_attention():
             shapes = _free_axes(model.module, inputs)
             names = _names(inputs, outputs, opset)
             program = torch.onnx.export(model.module, batch, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from compress.models.attention import attend
 
 
 class ReducedMultiheadAttention(nn.MultiheadAttention):
@@ -43,65 +44,6 @@ class ReducedMultiheadAttention(nn.MultiheadAttention):
         )
         layer.__class__ = ReducedMultiheadAttention
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `torch.nn.MultiheadAttention.forward`; ``is_causal`` is a hint that ``attn_mask`` makes needless."""
-        batched = query.ndim == 3
-        if not batched:
-            query, key, value = (x[None] for x in (query, key, value))
-            key_padding_mask = key_padding_mask[None] if key_padding_mask is not None else None
-        elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = self._project(query, key, value)  # each (N, heads, length, head_dim)
-        mask = self._mask(attn_mask, key_padding_mask, q)
-        weights = None
-        if need_weights:
-            scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
-            weights = F.dropout(
-                torch.softmax(scores if mask is None else scores + mask, -1), self.dropout, self.training
-            )
-            out = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
-        out = self.out_proj(out.transpose(1, 2).flatten(2))  # (N, length, embedding)
-        if not batched:
-            return out[0], weights[0] if weights is not None else None
-        return out if self.batch_first else out.transpose(0, 1), weights
-
-    def _project(self, *inputs: Tensor) -> list[Tensor]:
-        separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        weights: Any = separate if self.in_proj_weight is None else self.in_proj_weight.chunk(3)
-        biases: Any = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        return [
-            F.linear(x, weight, bias).view(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
-            for x, weight, bias in zip(inputs, weights, biases, strict=True)
-        ]
-
-    def _mask(self, attention: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
-        """Both masks in one, to be added to the scores (N, heads, query length, key length)."""
-        if attention is not None:
-            attention = _additive(attention, like)  # (queries, keys), or (N * heads, queries, keys)
-            if attention.ndim == 3:
-                attention = attention.view(-1, self.num_heads, *attention.shape[1:])
-        if padding is not None:
-            padding = _additive(padding, like)[:, None, None]
-        if attention is None or padding is None:
-            return attention if padding is None else padding
-        return attention + padding
-
-
-def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    """Zero where attended, -inf where not; masks that are additive already stay."""
-    if mask.dtype is not torch.bool:
-        return mask.to(like.dtype)
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)
+    def forward(self, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """As `torch.nn.MultiheadAttention.forward`."""
+        return attend(self, *arguments, **options)
