@@ -66,6 +66,19 @@ def test_the_next_cut_of_a_net_near_its_floor_is_one_that_can_be_had(
     assert all(left > least for left in lefts)
 
 
+@pytest.mark.parametrize(("lost", "goes_on"), [(0.0, True), (0.09, False)])
+def test_a_failure_of_a_model_trained_less_does_not_bound_one_with_accuracy_to_spare(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch, lost: float, goes_on: bool
+) -> None:
+    model, context = opened
+    drops = iter([1.0])
+    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: next(drops, lost))
+    _, record = prune_to_budget(model, config(rounds=12), dataclasses.replace(context, max_drop=0.1))
+    rounds = record.figures["rounds"]
+    assert [r["within"] for r in rounds] == [False, *[True] * (len(rounds) - 1)]
+    assert (min(r["left"] for r in rounds[1:]) < 0.9 * rounds[0]["left"]) is goes_on
+
+
 def test_a_share_that_was_asked_for_is_the_end_of_the_search() -> None:
     asked = PruneConfig(macs=0.3)
     assert next_share(None, None, asked) == 0.3

@@ -59,6 +59,15 @@ class Round:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A share that was not within the budget."""
+
+    left: float
+    drop: float | None  # None: there is no such model
+    base: float  # the share of the model that it was cut from
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A model with fewer channels, before or after training."""
 
@@ -122,7 +131,7 @@ class Search:
         self.allowed = config.budget * context.max_drop
         self.best: Candidate | None = None
         self.drop = 0.0  # of the best
-        self.failures: list[tuple[float, float | None]] = []  # share, and the drop there; None: there is no such model
+        self.failures: list[Failure] = []
         self.near: tuple[Candidate, float] | None = None  # outside the budget by little, and its drop: trained again
         self.rounds: list[Round] = []
         self.timed: list[tuple[float, float]] = []  # shares of the latency: of the layers alone, and as measured
@@ -140,7 +149,7 @@ class Search:
         if self.rounds[-1].within:
             self.best, self.drop = candidate, outcome.drop
         else:
-            self.failures.append((candidate.left, outcome.drop))
+            self.failures.append(Failure(candidate.left, outcome.drop, (self.best or self.dense).left))
             if worth_more(outcome.drop, None if near is None else near[1], self.allowed, self.context.max_drop):
                 self.near = candidate, outcome.drop
         return True
@@ -167,25 +176,29 @@ class Search:
             candidate = self._reach(base, target)
             if candidate is not None:
                 return candidate
-            self.failures.append((target, None))
+            self.failures.append(Failure(target, None, base.left))
         return None
 
     def _target(self) -> float | None:
         """The share to leave next; None: there is none."""
         left = None if self.best is None else self.best.left
         # What failed above the best was refuted by it.
-        failures = [failure for failure in self.failures if left is None or failure[0] < left]
-        if not failures:
-            base = self.best or self.dense
-            least = min(self._least(base), base.left)
-            goods = [(max(r.left - least, 1e-9), r.drop) for r in self.rounds if r.within]
-            last = goods and len(self.rounds) == self.config.rounds - 1
-            step = last_step(goods, self.allowed) if last else 0.5
-            return next_share(left, None, self.config, step=step, least=least)
-        failed, lost = max(failures, key=lambda failure: failure[0])
-        # Half-way back where it could not even be cut.
-        way = 0.5 if lost is None else way_back(self.drop, lost, self.allowed)
-        return next_share(left, failed, self.config, way)
+        failures = [failure for failure in self.failures if left is None or failure.left < left]
+        for failure in sorted(failures, key=lambda failure: -failure.left):
+            # Half-way back where it could not even be cut.
+            way = 0.5 if failure.drop is None else way_back(self.drop, failure.drop, self.allowed)
+            target = next_share(left, failure.left, self.config, way)
+            # Too near the best to try between them. Cut from a wider model, which had been trained for fewer rounds, it
+            # tells little about one with accuracy to spare: what bounds the search then is the next failure below it.
+            stale = left is not None and failure.base > left * CLOSE and self.drop <= self.allowed / 2
+            if target is not None or not stale or self.config.goal[1] is not None:
+                return target
+        base = self.best or self.dense
+        least = min(self._least(base), base.left)
+        goods = [(max(r.left - least, 1e-9), r.drop) for r in self.rounds if r.within]
+        last = goods and len(self.rounds) == self.config.rounds - 1
+        step = last_step(goods, self.allowed) if last else 0.5
+        return next_share(left, None, self.config, step=step, least=least)
 
     def _train(self, candidate: Candidate, rounds: int) -> Outcome:
         """Train it for as many rounds, and note what came of it."""
