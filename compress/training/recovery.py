@@ -67,7 +67,7 @@ def worth_more(drop: float, before: float | None, allowed: float, max_drop: floa
         max_drop: Of the whole run. A first excess of twice as much is too far; later ones must halve.
     """
     excess = drop - allowed
-    return excess <= (4 * max_drop if before is None else (before - allowed) / 2)
+    return excess <= (2 * max_drop if before is None else (before - allowed) / 2)
 
 
 @dataclass(frozen=True)
