@@ -211,6 +211,17 @@ def test_attention_of_one_input_is_traced_in_few_nodes_and_torch_is_left_as_it_w
     assert not {"Squeeze", "Unsqueeze", "Gather", "Shape"} & set(kinds)
 
 
+def test_a_gelu_is_written_as_the_runtime_fuses_it(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2)).eval()
+    exported = _export(Model(module, (InputSpec("x", (4,)),)), tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(exported.path), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("Gelu") == 2
+    assert "Erf" not in kinds
+
+
 def test_parity_is_measured_on_the_calibration_split(tmp_path: Path) -> None:
     asked: list[int] = []
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.models.onnx_file import Array, run, serialize
 from compress.onnx_export.folding import (
+    arrange_gelus,
     batch_norms_left,
     fold_batch_norms,
     fold_transposes,
@@ -173,3 +174,22 @@ def test_copies_of_constants_are_taken_out() -> None:
     forward_constants(traced.proto)
     assert [node.op_type for node in traced.proto.graph.node] == ["Mul", "Add"]
     np.testing.assert_array_equal(_outputs(traced, x)[0], expected)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_gelu_is_arranged_and_gives_the_same_and_what_is_used_elsewhere_stays(shared: bool) -> None:
+    nodes = [
+        helper.make_node("Div", ["x", "root"], ["scaled"]),
+        helper.make_node("Erf", ["scaled"], ["erf"]),
+        helper.make_node("Add", ["erf", "one"], ["sum"]),
+        helper.make_node("Mul", ["half", "sum"], ["halved"]),
+        helper.make_node("Mul", ["x", "halved"], ["y"]),
+    ]
+    constants = {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    traced = _graph(nodes, constants, ("y", "halved") if shared else ("y",))
+    before, feed = serialize(traced.proto), {"x": RANDOM.normal(size=(2, 3)).astype(np.float32)}
+    arrange_gelus(traced.proto)
+    assert (serialize(traced.proto) == before) is shared
+    assert ("x" in traced.proto.graph.node[3].input) is not shared
+    for ours, theirs in zip(next(run(serialize(traced.proto), [feed])), next(run(before, [feed])), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
