@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +222,21 @@ def test_an_environment_made_from_these_requirements_is_used_as_it_is(
     (tmp_path / "nncf").mkdir()
     (tmp_path / "nncf" / "requirements.txt").write_text((FOLDER / "requirements-nncf.txt").read_text())
     assert interpreter("nncf", tmp_path) == tmp_path / "nncf" / "bin" / "python"
+
+
+def test_an_environment_that_two_want_at_a_time_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def slow(command: list[str], **options: object) -> None:
+        made.append(command[2])
+        (tmp_path / "nncf").mkdir(exist_ok=True)
+        time.sleep(0.05)
+
+    monkeypatch.setattr("benchmarks.peers.environments.subprocess.run", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: interpreter("nncf", tmp_path), range(2)))
+    assert found == [tmp_path / "nncf" / "bin" / "python"] * 2
+    assert made == ["venv", "pip"]
 
 
 def test_all_files_of_a_model_are_scored_and_timed_beside_the_float_one(model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
 import sys
@@ -73,11 +74,14 @@ def interpreter(peer: str, folder: Path = FOLDER) -> Path:
     environment = (folder / peer).absolute()
     python, requirements = environment / "bin" / "python", Path(__file__).with_name(f"requirements-{peer}.txt")
     installed = environment / "requirements.txt"  # written last: an environment that was left half-made has none
-    if not installed.exists() or installed.read_text() != requirements.read_text():
-        for command in (
-            [sys.executable, "-m", "venv", str(environment)],
-            [str(python), "-m", "pip", "install", "-r", str(requirements)],
-        ):
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        installed.write_text(requirements.read_text())
+    environment.parent.mkdir(parents=True, exist_ok=True)
+    with environment.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two comparisons at a time, one makes it and the other waits
+        if not installed.exists() or installed.read_text() != requirements.read_text():
+            for command in (
+                [sys.executable, "-m", "venv", str(environment)],
+                [str(python), "-m", "pip", "install", "-r", str(requirements)],
+            ):
+                subprocess.run(command, check=True, capture_output=True, text=True)
+            installed.write_text(requirements.read_text())
     return python
