@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def _prune(state: State, recipe: Recipe, context: Context) -> tuple[State, Stage
     def measure(before: Model, after: Model) -> float:
         return measured_speedup(before, after, recipe.export, context, recipe.benchmark.first_threads)
 
-    model, record = prune_to_budget(state.model, recipe.prune, context, measure, yields=_yields(recipe))
+    model, record = prune_to_budget(state.model, recipe.prune, context, measure)
     if model is state.model:
         return state, record
     # Written before sparsify, so that the report can tell what sparsity alone gains.
@@ -88,10 +88,7 @@ def _changed(state: State, model: Model, how: str) -> State:
 
 def _sparsify(state: State, recipe: Recipe, context: Context) -> tuple[State, StageRecord]:
     assert state.model is not None
-    config = recipe.sparsify
-    if context.spare_rounds:  # of a model that does not give half of its weights away easily: begin half as far
-        config = replace(config, rounds=config.rounds + context.spare_rounds, start=1 - (1 - config.start) ** 0.5)
-    model, record = sparsify(state.model, config, context)
+    model, record = sparsify(state.model, recipe.sparsify, context)
     return _changed(state, model, "sparse"), record
 
 
@@ -170,8 +167,7 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
     opened = open_inputs(recipe, progress)
     _check_names(recipe, opened)
     workspace = Workspace.open(recipe.out, resume=recipe.resume, overwrite=recipe.overwrite)
-    state, previous = opened.state, opened.identity
-    records: list[StageRecord] = []
+    state, records, previous = opened.state, [], opened.identity
     for stage in STAGES:
         config = getattr(recipe, stage.name, None) or recipe.export
         reason = _skipped(stage, recipe, opened)
@@ -185,8 +181,7 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
             progress(StageName(stage.name), stage.number, len(STAGES))
             after, record = state, StageRecord(stage.name, dataclasses.asdict(config), 0.0, skipped=reason)
             if reason is None:
-                context = opened.context(directory, recipe, progress, workspace.cache)
-                after, record = stage.run(state, recipe, replace(context, spare_rounds=_spare_rounds(recipe, records)))
+                after, record = stage.run(state, recipe, opened.context(directory, recipe, progress, workspace.cache))
             verify(state, after, opened.original, opened.example)
             stored = save(state, after, record, directory, previous)
             workspace.finish(stage.directory, stored)
@@ -196,17 +191,6 @@ def run(recipe: Recipe, progress: Progress = silent, command: str = "") -> Repor
     report = ship(workspace, recipe, opened, state, tuple(records), command)
     workspace.drop_cache()
     return report
-
-
-def _yields(recipe: Recipe) -> bool:
-    """Whether prune leaves a model whole that does not give half of itself away: zeros save more of its bytes."""
-    return recipe.objective == "size" and "sparsify" not in recipe.skip
-
-
-def _spare_rounds(recipe: Recipe, records: Sequence[StageRecord]) -> int:
-    """What prune left of its rounds where it cut nothing after all."""
-    taken = [len(r.figures.get("rounds", ())) for r in records if r.stage == "prune" and r.skipped]
-    return recipe.prune.rounds - taken[0] if _yields(recipe) and taken and taken[0] else 0
 
 
 def _result(record: StageRecord) -> str:

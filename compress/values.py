@@ -114,7 +114,6 @@ class Context:
     objective: str = "balanced"  # what the shipped variant is to be best at: size, latency, balanced
     stored: Literal["float32", "int8"] = "int8"  # what the smallest variant's weights will be
     cache: Path | None = None  # a directory for work that a stopped run goes on from; None: nothing is kept
-    spare_rounds: int = 0  # of fine-tuning, which an earlier stage has left to this one
     metric: Metric | None = None  # of the user's own: what every drop is measured in; None: accuracy, or fidelity
 
 

@@ -519,20 +519,3 @@ def test_a_stage_that_the_objective_leaves_out_is_not_said_to_have_been_skipped_
     assert pipeline._skipped(stages["sparsify"], latency, opened) == "--objective latency leaves it out"  # type: ignore[arg-type]
     asked = quick(skip=("prune",))
     assert pipeline._skipped(stages["prune"], asked, opened) == "--skip asked for it"  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("objective", "rounds"), [("size", 2 + 3 - 1), ("balanced", 2)])
-def test_what_prune_leaves_of_its_rounds_is_for_sparsify_where_bytes_count(
-    quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, rounds: int
-) -> None:
-    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: 1.0)
-    short = {"epochs": 0.1, "min_steps": 5, "finetune": {"batch_size": 32}}
-    stages = {"prune": {**short, "rounds": 3}, "sparsify": {**short, "rounds": 2, "start": 0.84}}
-    asked = quick(skip=("quantize",), objective=objective, **stages)
-    for _ in range(2):  # the second goes on from the first's record of prune
-        run(asked)
-        kept = json.loads((tmp_path / "run" / "stages" / "02-sparsify" / "record.json").read_text())
-        assert kept["config"]["rounds"] == rounds
-        assert kept["config"]["start"] == pytest.approx(0.84 if rounds == 2 else 0.6)
-        shutil.rmtree(tmp_path / "run" / "stages" / "02-sparsify")
-        asked = replace(asked, resume=True)

@@ -79,29 +79,6 @@ def test_a_failure_of_a_model_trained_less_does_not_bound_one_with_accuracy_to_s
     assert (min(r["left"] for r in rounds[1:]) < 0.9 * rounds[0]["left"]) is goes_on
 
 
-@pytest.mark.parametrize("yields", [True, False])
-def test_where_sparsify_follows_a_first_share_that_fails_leaves_the_model_whole(
-    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch, yields: bool
-) -> None:
-    model, context = opened
-    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: 1.0)
-    same, record = prune_to_budget(model, config(rounds=3), dataclasses.replace(context, max_drop=0.1), yields=yields)
-    assert same is model
-    assert (len(record.figures["rounds"]) == 1) is yields
-    assert record.skipped is not None
-    assert ("the rounds that are left are for sparsify" in record.skipped) is yields
-
-
-def test_a_goal_is_searched_for_to_the_end_though_sparsify_follows(
-    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, context = opened
-    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: 1.0)
-    asked = dataclasses.replace(context, max_drop=0.1)
-    _, record = prune_to_budget(model, config(rounds=2, macs=0.5), asked, yields=True)
-    assert len(record.figures["rounds"]) == 2
-
-
 def test_a_share_that_was_asked_for_is_the_end_of_the_search() -> None:
     asked = PruneConfig(macs=0.3)
     assert next_share(None, None, asked) == 0.3

@@ -137,11 +137,6 @@ class Search:
         self.timed: list[tuple[float, float]] = []  # shares of the latency: of the layers alone, and as measured
         self.recovery = Recovery(context.original, context.data, context, config.finetune)
 
-    @property
-    def first_failed(self) -> bool:
-        """Whether the first share was outside the budget, too far to be trained again, where no goal was given."""
-        return self.best is None and bool(self.rounds) and self.near is None and self.config.goal[1] is None
-
     def run_round(self) -> bool:
         """Train and score one candidate; False where there is none, or no round left."""
         candidate = self._next() if len(self.rounds) < self.config.rounds else None
