@@ -14,6 +14,7 @@ import torch
 from compress.errors import ExportError, ModelError
 from compress.models.onnx_file import first_line, graph_inputs, opset, serialize, strip, write_sizes
 from compress.onnx_export.folding import (
+    arrange_gelus,
     batch_norms_left,
     fold_batch_norms,
     fold_transposes,
@@ -58,6 +59,7 @@ def finish(traced: Traced, cases: Sequence[Case], target: Target) -> Finished:
     """
     _clean(traced.proto, cases, target)
     forward_constants(traced.proto)
+    arrange_gelus(traced.proto)
     folded, count = fold_batch_norms(traced)
     if target.path is not None:
         return _finish_external(fold_transposes(folded), count, cases, target)
