@@ -160,7 +160,7 @@ def run(folder: Path, arguments: Sequence[str], with_rounds: bool) -> int:
         main(arguments)
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else 1
-    told = {"status": status, "arguments": list(arguments), "work": watch.told(), "rounds": rounds}
+    told = {"status": status, "work": watch.told(), "rounds": rounds}  # no arguments: they name paths
     (folder / "watched.json").write_bytes(to_json(told))
     return status
 
