@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,22 @@ def test_weighing_tells_how_far_it_is(tmp_path: Path) -> None:
     measurements, _ = benchmark(variants, QUICK, context, launch=Worker)
     assert [what for what in told if what[0] == "weighing"] == [("weighing", n + 1, 3, "abc"[n]) for n in range(3)]
     assert [m.zip_bytes for m in measurements] == [zip_bytes(v.onnx.path) for v in variants]
+
+
+def test_weighing_that_is_stopped_leaves_what_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def stopped(path: Path, original: Path) -> None:
+        begun.append(path.name)
+        time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compress.measurement.size.sizes", stopped)
+    monkeypatch.setattr("compress.measurement.stage.available_threads", lambda: 1)
+    variants = tuple(variant(f"v{n}", write_linear(tmp_path / f"v{n}.onnx")) for n in range(40))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(variants, QUICK, Context(data(), tmp_path), launch=Worker)
+    assert len(begun) < len(variants)
 
 
 def test_accuracy_is_against_the_labels_and_fidelity_against_the_first_variant(tmp_path: Path) -> None:

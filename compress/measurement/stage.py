@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_WEIGHED_AT_ONCE = 4  # files at most: each is in memory meanwhile
+
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
@@ -208,15 +210,18 @@ def _made_up(variant: Variant, config: BenchmarkConfig, seed: int) -> Data:
 
 
 def _weighed(variants: Sequence[Variant], context: Context) -> list[Sizes]:
-    """Every variant's bytes. Deflating holds no lock of Python's: all cores weigh, once nothing is timed any more."""
+    """Every variant's bytes. Deflating holds no lock of Python's: several cores weigh, once nothing is timed."""
     from compress.measurement.size import sizes
 
     found = []
-    with ThreadPoolExecutor(available_threads()) as pool:
+    pool = ThreadPoolExecutor(min(available_threads(), _WEIGHED_AT_ONCE))
+    try:
         pending = pool.map(lambda variant: sizes(variant.onnx.path, variants[0].onnx.path), variants)
         for variant, weight in zip(variants, pending, strict=True):
             found.append(weight)
             context.progress("weighing", len(found), len(variants), variant.name)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
     return found
 
 
