@@ -13,7 +13,7 @@ from torch import Tensor
 from compress.files import write_atomically
 from compress.measurement import Measurement
 from compress.models import load_state, save_state
-from compress.pruning import load_pruned, read_kept, save_pruned
+from compress.pruning import load_pruned, read_cut, save_pruned
 from compress.values import OnnxModel, StageRecord, State, Variant
 
 WEIGHTS = "model.safetensors"
@@ -28,7 +28,7 @@ def save(before: State, after: State, record: StageRecord, directory: Path, fing
     if cut:
         assert after.model is not None
         assert after.model.kept is not None
-        save_pruned(after.model.module, after.model.kept, directory)
+        save_pruned(after.model.module, after.model.kept, directory, after.model.skipped)
     elif after.model is not before.model and after.model is not None:
         weights = WEIGHTS
         write_atomically(directory / weights, save_state(after.model.module))
@@ -58,7 +58,8 @@ def restore(
     if stored["cut"]:
         assert model is not None
         module = load_pruned(model.module, directory, example)
-        model = replace(model, module=module.eval(), kept=read_kept(directory))
+        cut = read_cut(directory)
+        model = replace(model, module=module.eval(), kept=cut.kept, skipped=cut.skipped)
     elif stored["weights"] is not None:
         assert model is not None
         module = copy.deepcopy(model.module)
@@ -83,7 +84,7 @@ def restore(
 
 
 def _cut(before: State, after: State) -> bool:
-    """Whether the stage took channels out of the model, so that its weights do not fit the module before it."""
+    """Whether the stage took channels or blocks out of the model: its weights do not fit the module before it."""
     return before.model is not None and after.model is not None and after.model.kept is not before.model.kept
 
 

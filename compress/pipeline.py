@@ -75,7 +75,10 @@ def _prune(state: State, recipe: Recipe, context: Context) -> tuple[State, Stage
     def measure(before: Model, after: Model) -> float:
         return measured_speedup(before, after, recipe.export, context, recipe.benchmark.first_threads)
 
-    model, record = prune_to_budget(state.model, recipe.prune, context, measure)
+    config, needed = recipe.prune, (*recipe.sparsify.keep, *recipe.sparsify.layers)
+    if recipe.quantize.exclude:  # names of nodes count them: without a block they would be other nodes
+        config = replace(config, blocks=False)
+    model, record = prune_to_budget(state.model, config, context, measure, () if "sparsify" in recipe.skip else needed)
     if model is state.model:
         return state, record
     # Written before sparsify, so that the report can tell what sparsity alone gains.

@@ -63,6 +63,7 @@ class Model:
     task: Task = "classification"  # "classification": the first output is (N, C) with C >= 2
     # What pruning kept of the module as it was loaded: see `compress.pruning.values.Kept`. None: all of it.
     kept: Mapping[str, Mapping[int, Tensor]] | None = None
+    skipped: tuple[str, ...] = ()  # residual blocks of it that pruning left out
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import nn
 from compress.data import DataOptions, load_data
 from compress.errors import PruningError, RecipeError
 from compress.pruning import PruneConfig, load_pruned, prune_to_budget
-from compress.pruning.rounds import next_share
+from compress.pruning.shares import next_share
 from compress.recipe import Recipe
 from compress.training import FineTuneConfig, Recovery, reestimate
 from compress.values import Context, Model

@@ -59,6 +59,7 @@ def inspect(model: Path, quiet: bool, as_json: bool, sensitivity: bool, **option
 def _show_groups(model: Path, quiet: bool, as_json: bool, options: Mapping[str, Any]) -> int:
     from compress.opening import open_inputs
     from compress.pruning import analyse
+    from compress.pruning.blocks import residual_blocks
 
     recipe = recipe_from(model, options)
     with Display(quiet) as display:
@@ -66,11 +67,14 @@ def _show_groups(model: Path, quiet: bool, as_json: bool, options: Mapping[str, 
         if opened.state.onnx is not None:
             return show_onnx(opened.state.onnx, as_json)
         module = opened.needs_torch("inspect").module
-        structure = analyse(module, tuple(x[:1] for x in opened.example), display)
+        sample = tuple(x[:1] for x in opened.example)
+        structure, blocks = analyse(module, sample, display), residual_blocks(module, sample)
     if as_json:
-        emit(_plain(structure))
+        emit({**_plain(structure), "residual_blocks": blocks})
         return 0
     _show(module, structure)
+    if blocks:
+        say(f"{len(blocks)} residual blocks can leave whole: {', '.join(blocks)}.")
     return 0
 
 

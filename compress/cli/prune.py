@@ -79,7 +79,7 @@ def prune(model: Path, out: Path, quiet: bool, as_json: bool, **options: Any) ->
         faster: float | None = None
         if not record.skipped:
             assert smaller.kept is not None
-            save_pruned(smaller.module, smaller.kept, out)
+            save_pruned(smaller.module, smaller.kept, out, smaller.skipped)
             export(smaller, recipe.export, replace(context, directory=out))
             faster = measure(original, smaller)
     if as_json:
@@ -90,7 +90,7 @@ def prune(model: Path, out: Path, quiet: bool, as_json: bool, **options: Any) ->
         say(f"Nothing written: {record.skipped}.")
         return 3
     for name, (before, after) in record.figures["widths"].items():
-        say(f"{name}: {before} -> {after}")
+        say(f"{name}: {before} -> {after or 'left out'}")
     say(f"{record.notes[0]}; as float ONNX {faster:.2f}x as fast.")
     say(f"{out}: weights.safetensors, kept.json, model.onnx")
     return 0

@@ -11,7 +11,7 @@ from compress.pruning.latency import LatencyModel, measure_latency
 from compress.pruning.pruned import PrunedModel, load_pruned, prune
 from compress.pruning.reduction import ReduceConfig, Reduction, reduce
 from compress.pruning.retraining import reduce_model
-from compress.pruning.saving import read_kept
+from compress.pruning.saving import read_cut
 from compress.pruning.saving import save as save_pruned
 from compress.pruning.stage import PruneConfig, prune_to_budget
 from compress.pruning.values import ChannelGroup, LayerUse, Member
@@ -40,7 +40,7 @@ __all__ = [
     "prune",
     "prune_to_budget",
     "ranked",
-    "read_kept",
+    "read_cut",
     "reduce",
     "reduce_model",
     "relative_error",

@@ -70,6 +70,7 @@ class LatencyModel:
         self._ms = np.stack([_square(table.ms, points) for table in tables])  # (L, P, P)
         needed = {name: shapes[name] for use in others for name in weights_of(use, shapes)}
         self._others = CostModel(free, others, needed)
+        self._weights = tuple(table.weight for table in tables)
         self._scale, self._rest = 1.0, 0.0
         self._ms_per_mac = ms_per_mac
 
@@ -88,6 +89,12 @@ class LatencyModel:
         layers = measured + self._ms_per_mac * self._others.macs_of_many(widths)
         # Far from where it was measured, a negative rest would leave less than nothing.
         return np.asarray(np.maximum(self._scale * layers + self._rest, self._scale * layers * _LEAST))
+
+    def share_of(self, prefix: str) -> float:
+        """Share 0..1 of the measured layers' time, all whole, in those whose weights' names begin so."""
+        whole = self._ms[:, -1, -1]
+        own = np.array([weight.startswith(prefix) for weight in self._weights])
+        return float(whole[own].sum() / whole.sum())
 
     def calibrated(self, whole_ms: float, rest_ms: float = 0.0) -> LatencyModel:
         """The same model, scaled so that the whole, unpruned model takes ``whole_ms``, as measured end to end.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,6 +16,7 @@ from torch import nn
 from compress.errors import PruningError
 from compress.files import cache_directory
 from compress.pruning.allocation import Allocation, candidate_widths, ranked, uniform
+from compress.pruning.blocks import Answers, least_missed, removable, residual_blocks, skip, within, without
 from compress.pruning.cost import CostModel
 from compress.pruning.groups import Structure, analyse
 from compress.pruning.importance import scores
@@ -28,6 +31,7 @@ from compress.pruning.pruned import (
     layer_latency,
     shapes_of,
 )
+from compress.pruning.shares import CLOSE, next_share
 from compress.pruning.values import Kept
 from compress.training import Outcome, Recovery, last_step, reestimate, way_back, worth_more
 from compress.units import signed
@@ -41,7 +45,7 @@ logger = logging.getLogger(__name__)
 # How many times faster the second model is than the first, both as float ONNX on this machine.
 MeasureSpeedup = Callable[[Model, Model], float]
 
-CLOSE = 1.03  # a share within this factor of another is the same: timings are no better
+SAMPLES = 256  # that tell how much is lost before any training
 MEASUREMENTS = 3  # of a model before it is trained, to find the widths that reach a speed-up
 
 
@@ -75,47 +79,20 @@ class Candidate:
     kept: Kept  # of the original
     left: float  # share of what the goal counts
     widths: Mapping[str, int]
-
-
-def next_share(
-    best: float | None,
-    failed: float | None,
-    config: PruneConfig,
-    way: float = 0.5,
-    step: float = 0.5,
-    least: float = 0.0,
-) -> float | None:
-    """What share to leave next: what can leave is halved while it works, then between the two on a logarithmic scale.
-
-    Args:
-        best: The smallest share that was within the budget; None before the first.
-        failed: The largest that was not; None before the first.
-        way: Share 0..1 of the way from ``best`` to ``failed``: see `way_back`.
-        step: What of ``best`` can still leave is multiplied by it where nothing failed: see `last_step`.
-        least: What no width saves. Half of a small net's latency can be the call itself: halving the whole would then
-            take nearly all of its channels in one round.
-
-    Returns:
-        The next share, or None where another round cannot tell more.
-    """
-    goal = config.goal[1]
-    left = best if best is not None else 1.0
-    if goal is not None and left <= goal * 1.01:
-        return None
-    if failed is None:
-        if best is None:
-            return goal if goal is not None else config.start
-        target = least + (left - least) * step
-    else:
-        target = left ** (1 - way) * failed**way
-    # Another round costs as much as the first: not for less than a tenth of what is left, or what timings can tell.
-    return target if left / target > (CLOSE if config.goal[0] == "latency" else 1.1) else None
+    skipped: tuple[str, ...] = ()  # residual blocks that were left out
 
 
 class Search:
     """The rounds so far, and the best model among them."""
 
-    def __init__(self, model: Model, config: PruneConfig, context: Context, measure: MeasureSpeedup | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: PruneConfig,
+        context: Context,
+        measure: MeasureSpeedup | None,
+        needed: Sequence[str] = (),
+    ) -> None:
         assert context.data is not None
         assert context.original is not None
         self.model, self.config, self.context, self.measure = model, config, context, measure
@@ -125,9 +102,13 @@ class Search:
         self.structure = self._analyse(model.module)
         if all(group.frozen for group in self.structure.groups):
             raise PruningError("no channels can leave this model; `compress inspect` tells why.")
-        self._analysed: tuple[Candidate, Structure] | None = None  # the last one, for several questions ask for it
         self.refused = ""  # why no narrower model could be had
         self.dense = Candidate(model.module, {}, 1.0, _widths(self.structure))
+        self.whole = self.dense  # what predictions of latency start from: the dense model, or the last shorter one
+        self._analysed = [(self.dense, self.structure)]  # and the last ones, for several questions ask for them
+        self.staying = (*config.keep, *needed)
+        # Residual blocks that leave in one round at most.
+        self.most_blocks = sys.maxsize if config.blocks and config.goal == ("latency", None) and measure else 0
         self.allowed = config.budget * context.max_drop
         self.best: Candidate | None = None
         self.drop = 0.0  # of the best
@@ -146,12 +127,19 @@ class Search:
         if near is None:
             reestimate(candidate.module, self.data.train, seed=self.context.seed, device=self.context.device)
         outcome = self._train(candidate, 1)
+        base = self.best or self.dense
+        fewer = len(candidate.skipped) - len(base.skipped)
         if self.rounds[-1].within:
             self.best, self.drop = candidate, outcome.drop
-        else:
-            self.failures.append(Failure(candidate.left, outcome.drop, (self.best or self.dense).left))
-            if worth_more(outcome.drop, None if near is None else near[1], self.allowed, self.context.max_drop):
-                self.near = candidate, outcome.drop
+            if fewer:
+                self.whole, self.timed = candidate, []
+            return True
+        if worth_more(outcome.drop, None if near is None else near[1], self.allowed, self.context.max_drop):
+            self.near = candidate, outcome.drop
+        if not fewer:
+            self.failures.append(Failure(candidate.left, outcome.drop, base.left))
+        elif self.near is None:  # tells nothing about widths
+            self.most_blocks = fewer // 2
         return True
 
     def polish(self) -> None:
@@ -168,16 +156,49 @@ class Search:
             self.best, self.drop = longer, outcome.drop
 
     def _next(self) -> Candidate | None:
-        """What to train; a share at which no narrower model is to be had counts as a failure without training."""
+        """What to train: of a narrower model and a shorter one that which lost least for what it saves."""
         if self.near is not None:
             return self.near[0]
         base = self.best or self.dense
+        narrower = self._narrower(base)
+        shorter = self._shorter(base, narrower) if self.most_blocks else None
+        if narrower is None or shorter is None:
+            return narrower or shorter
+        lost = {one.left: self._answers.divergence(one.module) / (base.left - one.left) for one in (shorter, narrower)}
+        return min(shorter, narrower, key=lambda one: lost[one.left])
+
+    def _narrower(self, base: Candidate) -> Candidate | None:
+        """A share at which no narrower model is to be had counts as a failure without training."""
         while (target := self._target()) is not None:
             candidate = self._reach(base, target)
             if candidate is not None:
                 return candidate
             self.failures.append(Failure(target, None, base.left))
         return None
+
+    def _shorter(self, base: Candidate, narrower: Candidate | None) -> Candidate | None:
+        """Without the residual blocks that are missed least, about as many as save what a narrower model does."""
+        blocks = removable(residual_blocks(base.module, self.example), base.module, self.staying)
+        layers = self._layers(base, self._structure_of(base))
+        saves = {name: base.left * share for name in blocks if (share := layers.share_of(f"{name}.")) > 0}
+        if not saves:
+            return None
+        lost = {}
+        for number, name in enumerate(saves, start=1):
+            lost[name] = self._answers.divergence(skip(base.module, [name]))
+            self.context.progress("leaving out blocks", number, len(saves), name)
+        wanted = 0.0 if narrower is None else base.left - narrower.left
+        chosen = least_missed(saves, lost, wanted, self.most_blocks)
+        skipped = (*base.skipped, *chosen)
+        widths = {name: width for name, width in base.widths.items() if not within(name, skipped)}
+        candidate = Candidate(skip(base.module, chosen), without(base.kept, chosen), base.left, widths, skipped)
+        candidate = dataclasses.replace(candidate, left=self._measured(candidate))
+        return candidate if candidate.left < base.left / CLOSE else None
+
+    @cached_property
+    def _answers(self) -> Answers:
+        assert self.context.original is not None
+        return Answers(self.context.original.module, self.data.calibration.take(SAMPLES))
 
     def _target(self) -> float | None:
         """The share to leave next; None: there is none."""
@@ -229,7 +250,11 @@ class Search:
         return {
             "macs": [full_macs, macs],
             "parameters": [full_parameters, parameters],
-            "widths": {name: [full, last.widths.get(name, full)] for name, full in self.dense.widths.items()},
+            "widths": {
+                name: [full, 0 if within(name, last.skipped) else last.widths.get(name, full)]
+                for name, full in self.dense.widths.items()
+            },
+            "skipped": list(last.skipped),
             "frozen": {g.name: g.frozen for g in self.structure.groups if g.frozen is not None},
             "rounds": [dataclasses.asdict(r) for r in self.rounds],
         }
@@ -237,10 +262,12 @@ class Search:
     def notes(self) -> tuple[str, ...]:
         assert self.best is not None
         (macs, parameters), (full_macs, full_parameters) = self._cost(self.best), self._cost(self.dense)
+        blocks = (f"left out: {', '.join(self.best.skipped)}",) if self.best.skipped else ()
         return (
             f"{parameters:,} of {full_parameters:,} parameters and {macs:,} of {full_macs:,} multiply-accumulates left",
             f"drops on validation, {self.allowed:.4f} allowed: "
             + ", ".join(f"{signed(r.drop)} at {r.left:.1%} of the {self.config.goal[0]}" for r in self.rounds),
+            *blocks,
         )
 
     # -- one candidate -----------------------------------------------------------------------------------------------
@@ -269,11 +296,15 @@ class Search:
 
     def _timed(self, candidate: Candidate) -> Candidate:
         """The same with what it really leaves of the latency, which all later predictions go by."""
-        assert self.measure is not None
-        left = 1 / self.measure(self.model, dataclasses.replace(self.model, module=candidate.module))
-        layers = self._layers(self.dense, self.structure)
-        self.timed.append((layers.milliseconds(candidate.widths) / layers.milliseconds({}), left))
+        left, layers = self._measured(candidate), self._layers(self.whole, self._structure_of(self.whole))
+        share = layers.milliseconds(candidate.widths) / layers.milliseconds({})
+        self.timed.append((share, left / self.whole.left))
         return dataclasses.replace(candidate, left=left)
+
+    def _measured(self, candidate: Candidate) -> float:
+        """The share of the original's latency that it takes, as exported models."""
+        assert self.measure is not None
+        return 1 / self.measure(self.model, dataclasses.replace(self.model, module=candidate.module))
 
     def _cut(self, base: Candidate, target: float) -> Candidate | None:
         structure = self._structure_of(base)
@@ -283,7 +314,8 @@ class Search:
             return None
         left = target if self.config.goal[0] == "channels" else self._share(base, pruned.widths)
         # A group can be down to one channel, and then has no width of its own any more.
-        return Candidate(pruned.module, compose(base.kept, pruned.kept), left, {**base.widths, **pruned.widths})
+        widths = {**base.widths, **pruned.widths}
+        return Candidate(pruned.module, compose(base.kept, pruned.kept), left, widths, base.skipped)
 
     def _allocate(self, base: Candidate, structure: Structure, share: float) -> Allocation:
         config = self.config
@@ -327,7 +359,7 @@ class Search:
 
     def _latency(self, base: Candidate, structure: Structure) -> LatencyModel:
         """Shares of the original's latency at the widths of a structure."""
-        rest = share_of_rest([layers for layers, _ in self.timed], [left for _, left in self.timed])
+        rest = share_of_rest([layers for layers, _ in self.timed], [left for _, left in self.timed]) * self.whole.left
         return self._layers(base, structure).calibrated(base.left, min(rest, base.left / 2))
 
     def _layers(self, base: Candidate, structure: Structure) -> LatencyModel:
@@ -346,17 +378,19 @@ class Search:
 
     def _structure_of(self, base: Candidate) -> Structure:
         """Of a model that was cut before, floors and rounding go by the original's widths."""
-        if base is self.dense:
-            return self.structure
-        if self._analysed is None or self._analysed[0] is not base:
+        known = next((structure for one, structure in self._analysed if one is base), None)
+        if known is None:
             found = self._analyse(base.module)
             groups = [dataclasses.replace(g, before=self.dense.widths.get(g.name)) for g in found.groups]
-            self._analysed = base, dataclasses.replace(found, groups=groups)
-        return self._analysed[1]
+            known = dataclasses.replace(found, groups=groups)
+            self._analysed = [(one, old) for one, old in self._analysed if one in (self.dense, self.whole)]
+            self._analysed.append((base, known))
+        return known
 
     def _cost(self, candidate: Candidate) -> tuple[int, int]:
         """MACs of a sample and parameters."""
-        cost = CostModel(self.structure.groups, self.structure.layers, shapes_of(self.model.module))
+        layers = [use for use in self.structure.layers if not within(use.weight, candidate.skipped)]
+        cost = CostModel(self.structure.groups, layers, shapes_of(self.model.module))
         return cost.macs(candidate.widths), sum(p.numel() for p in candidate.module.parameters())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from compress.errors import PruningError
 from compress.files import write_atomically
 from compress.models.state import fit, read_safetensors
+from compress.pruning.blocks import skip
 from compress.pruning.rewriting import rewrite
 from compress.pruning.slicing import slice_module
 from compress.pruning.traced import TracedModule
@@ -21,16 +23,26 @@ from compress.pruning.values import Kept
 
 WEIGHTS = "weights.safetensors"
 KEPT = "kept.json"
-_SCHEMA = 1
+_SCHEMA = 2  # 1: no blocks were left out
 
 
-def save(module: nn.Module, kept: Kept, directory: Path) -> None:
+@dataclass(frozen=True)
+class Cut:
+    """What a pruned model is of its original."""
+
+    kept: Kept
+    skipped: tuple[str, ...] = ()  # residual blocks that were left out
+    traced: bool = False
+
+
+def save(module: nn.Module, kept: Kept, directory: Path, skipped: Sequence[str] = ()) -> None:
     """Write a pruned ``module``, trained further or not, and what it kept of the original.
 
     Args:
         module: What `compress.pruning.surgery.cut` returned.
         kept: What it was cut with.
         directory: Gets ``weights.safetensors`` (tied tensors once) and ``kept.json``.
+        skipped: The residual blocks that were left out of it.
     """
     first: dict[int, str] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -42,6 +54,7 @@ def save(module: nn.Module, kept: Kept, directory: Path) -> None:
     plain = {
         "schema": _SCHEMA,
         "form": "traced" if isinstance(module, TracedModule) else "class",
+        "skipped": list(skipped),
         "kept": {name: {str(axis): index.tolist() for axis, index in axes.items()} for name, axes in kept.items()},
     }
     write_atomically(directory / WEIGHTS, content)
@@ -59,38 +72,42 @@ def load(original: nn.Module, directory: Path, inputs: Sequence[Any]) -> nn.Modu
         PruningError: the files are damaged, or belong to another model.
         ModelError: a tensor is missing or has another shape.
     """
-    form, kept = _read(directory / KEPT)
-    module = rewrite(original, kept, inputs) if form == "traced" else slice_module(original, kept)
+    cut = read_cut(directory)
+    try:
+        whole = skip(original, cut.skipped)
+    except AttributeError as error:
+        raise PruningError(
+            f"{directory} leaves out a block that {type(original).__name__} does not have: {error}."
+        ) from error
+    module = rewrite(whole, cut.kept, inputs) if cut.traced else slice_module(whole, cut.kept)
     fit(module, read_safetensors(directory / WEIGHTS), what=str(directory / WEIGHTS), target=type(original).__name__)
     return module
 
 
-def read_kept(directory: Path) -> Kept:
-    """What the pruned model in a directory kept of the original.
+def read_cut(directory: Path) -> Cut:
+    """What the pruned model in a directory is of the original.
 
     Raises:
         PruningError: ``kept.json`` is missing or damaged.
     """
-    return _read(directory / KEPT)[1]
-
-
-def _read(path: Path) -> tuple[str, Kept]:
+    path = directory / KEPT
     try:
         plain = json.loads(path.read_bytes())
         schema, form = plain["schema"], plain["form"]
+        skipped = tuple(map(str, plain["skipped"] if schema != 1 else ()))
         kept = {
             name: {int(axis): torch.tensor(index, dtype=torch.int64) for axis, index in axes.items()}
             for name, axes in plain["kept"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PruningError(f"{path} cannot be read as what a pruned model kept ({error}). Write it again.") from error
-    if schema != _SCHEMA or form not in ("class", "traced"):
+    if schema not in (1, _SCHEMA) or form not in ("class", "traced"):
         raise PruningError(
-            f"{path} has schema {schema!r} and form {form!r}; this version reads schema {_SCHEMA}, form class or "
-            "traced."
+            f"{path} has schema {schema!r} and form {form!r}; this version reads schemas 1 to {_SCHEMA}, form class "
+            "or traced."
         )
     for name, axes in kept.items():
         for axis, index in axes.items():
             if axis < 0 or index.ndim != 1 or not len(index) or int(index[0]) < 0 or bool((index.diff() <= 0).any()):
                 raise PruningError(f"{path} is damaged: axis {axis} of {name!r} must list ascending indices.")
-    return form, kept
+    return Cut(kept, skipped, form == "traced")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +31,7 @@ class PruneConfig:
     importance: Importance = "lamp"  # which channels leave first
     floor: float = 0.1  # share 0..1 of its channels that every group keeps at least
     round_to: int = 8  # kept counts are multiples of it where a group is wide enough; 1: any count
+    blocks: bool = True  # whole residual blocks may leave too, where latency is searched as low as the budget allows
     keep: tuple[str, ...] = ()  # name patterns of groups or parameters that stay whole (fnmatch: "layer4.*")
     rounds: int = 5  # fine-tunings at most: of new widths, of a near miss again, what is left of the best model
     epochs: float = 3.0  # passes over the training split in each round
@@ -74,18 +76,25 @@ class PruneConfig:
 
 
 def prune_to_budget(
-    model: Model, config: PruneConfig, context: Context, measure: MeasureSpeedup | None = None
+    model: Model,
+    config: PruneConfig,
+    context: Context,
+    measure: MeasureSpeedup | None = None,
+    needed: Sequence[str] = (),
 ) -> tuple[Model, StageRecord]:
     """Take out as many channels as the accuracy budget allows.
 
     Each round cuts the least important channels of the best model so far, takes its normalisation statistics again,
     and distils it from the original. After a round within the budget the next one halves what is left. What is outside
     it by little is trained again (`worth_more`); after any other failure the next round backs off (on a logarithmic
-    scale), from the last good model. Where nothing narrower is to be had, the rounds that are left train the best
-    model further. What is returned is the smallest model that was within the budget on validation.
+    scale), from the last good model. Under latency a round may leave out residual blocks instead: that is trained which
+    lost least for what it saves, before any training. Where nothing narrower is to be had, the rounds that are left
+    train the best model further. What is returned is the smallest model that was within the budget on validation.
 
     Args:
-        measure: For ``speedup``: how much faster a candidate really is; None: as the layers' timings predict.
+        measure: For ``speedup``: how much faster a candidate really is; None: as the layers' timings predict, and no
+            block leaves.
+        needed: Layers and parameters, or patterns of them, that later stages are to find: their blocks stay.
 
     Returns:
         The smaller model (the given one is untouched; `Model.kept` says what it kept of it) and the record. Where no
@@ -99,7 +108,7 @@ def prune_to_budget(
         raise PruningError("prune fine-tunes, so it needs a torch model and data: give --data.")
     plain = dataclasses.asdict(config)
     try:
-        search = Search(model, config, context, measure)
+        search = Search(model, config, context, measure, needed)
     except PruningError as error:
         if config.goal[1] is not None:
             raise
@@ -116,6 +125,6 @@ def prune_to_budget(
         reason = f"no reduction stayed within {search.allowed:.4f} on validation ({tried or search.refused})"
         return model, StageRecord("prune", plain, seconds, figures, skipped=reason)
     return (
-        dataclasses.replace(model, module=search.best.module, kept=search.best.kept),
+        dataclasses.replace(model, module=search.best.module, kept=search.best.kept, skipped=search.best.skipped),
         StageRecord("prune", plain, seconds, figures, search.notes()),
     )
