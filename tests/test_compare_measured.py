@@ -16,8 +16,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
-from benchmarks.compare import call, measured
+from benchmarks.compare import call, measured, narrowest
 from benchmarks.compare.entries import ENTRIES
 from benchmarks.compare.frontier import best_peer
 from benchmarks.compare.made import Made, Point
@@ -28,6 +29,7 @@ from benchmarks.peers.opened import TestSet, answer
 from compress.measurement.latency import Job, time_together
 from compress.measurement.timing import Timing
 from compress.models.torchvision_compat import ensure_operators
+from compress.values import InputSpec, Model
 
 SCRIPTS = Path(native.__file__).parent
 COUNT = 40
@@ -101,6 +103,24 @@ def test_beside_every_file_a_call_is_timed_that_computes_nothing(work: Path) -> 
     given = samples(3)["x"]
     np.testing.assert_array_equal(copied.run(None, {"x": given})[0], given)
     assert best_peer([alone], "p50") is None
+
+
+def test_the_net_one_channel_wide_is_timed_where_it_was_written(work: Path) -> None:
+    module = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    narrowest.write(Model(module, (InputSpec("x", (8,)),)), (torch.rand(2, 8),), work)
+    weights = {tuple(tensor.dims) for tensor in onnx.load(work / narrowest.FILE).graph.initializer}
+    assert any(1 in shape for shape in weights)
+    assert not any(64 in shape for shape in weights)
+    dense, _, narrow, alone = measure("cnn", 0, work, [made(work, "torch-prune", linear(WEIGHT))], 0.02, launches=1)
+    assert (narrow.entry, narrow.kind, narrow.eligible) == (narrowest.NAME, "limit", False)
+    assert narrow.p50_ms is not None
+    assert (dense.entry, alone.entry) == ("dense", call.NAME)
+    assert best_peer([narrow, alone], "p50") is None
+
+
+def test_no_file_is_written_of_a_net_that_no_channel_can_leave(work: Path) -> None:
+    narrowest.write(Model(nn.Linear(8, 4).eval(), (InputSpec("x", (8,)),)), (torch.rand(2, 8),), work)
+    assert not (work / narrowest.FILE).exists()
 
 
 def test_every_file_has_a_row_beside_the_dense_one_with_its_size_accuracy_and_latency(work: Path) -> None:

@@ -89,14 +89,26 @@ def net(*how: str, again: bool = False) -> Net:
     return Net(*how, again=again).eval()
 
 
-@pytest.mark.parametrize("how", ["in place", "relu", "twice", "scaled"])
+@pytest.mark.parametrize("how", ["in place", "relu", "twice", "scaled", "normalised"])
 def test_a_block_is_found_however_its_sum_is_written(how: str) -> None:
     assert residual_blocks(net("plain", how, how), (X,)) == ("blocks.1", "blocks.2")
 
 
-@pytest.mark.parametrize("how", ["normalised", "plain", "gated"])
+@pytest.mark.parametrize("how", ["plain", "gated"])
 def test_what_does_more_than_add_to_its_input_is_no_residual_block(how: str) -> None:
     assert residual_blocks(net(how, how), (X,)) == ()
+
+
+def test_a_normalisation_alone_is_no_residual_block() -> None:
+    module = nn.Sequential(nn.Linear(4, WIDTH), nn.LayerNorm(WIDTH), nn.ReLU(), nn.Linear(WIDTH, 3)).eval()
+    assert residual_blocks(module, (X,)) == ()
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_the_layers_of_a_transformer_are_blocks(norm_first: bool) -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, norm_first=norm_first, batch_first=True)
+    module = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    assert residual_blocks(module, (torch.rand(2, 5, WIDTH),)) == ("layers.0", "layers.1", "layers.2")
 
 
 def test_a_branch_that_its_caller_adds_to_in_place_is_not_taken_for_the_block() -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from benchmarks.compare import narrowest
 from benchmarks.compare.entries import MAX_DROP
 from benchmarks.workloads import (
     VOCABULARY,
@@ -32,7 +34,7 @@ from compress.measurement import outputs_of
 from compress.measurement.accuracy import accuracy
 from compress.onnx_export import ExportConfig, export
 from compress.training import FineTuneConfig, plan_steps
-from compress.values import Context
+from compress.values import Context, Model
 
 ROUNDS = 8  # of fine-tuning: the most that `compress pipeline` spends with any objective
 
@@ -106,7 +108,10 @@ def prepare(name: str, seed: int, checkpoints: Path, work: Path, root: Path | No
     if not done.exists() or done.read_text() != found.identity:
         shutil.rmtree(found.folder, ignore_errors=True)
         _write(found, data, budget)
+        (found.work / narrowest.FILE).unlink(missing_ok=True)  # of another model
         write_atomically(done, found.identity.encode())
+    if not (found.work / narrowest.FILE).exists():
+        narrowest.write(*_dense(found, data), found.work)
     return found
 
 
@@ -135,20 +140,25 @@ def _identity(checkpoint: Path, data: Data, budget: Mapping[str, Any]) -> str:
 
 def _write(inputs: Inputs, data: Data, budget: Mapping[str, Any]) -> None:
     inputs.folder.mkdir(parents=True)
-    trained = inputs.spec.trained
-    arguments = factory_args(trained, inputs.checkpoint)
-    source = models.load(inputs.checkpoint / MODEL, factory=trained.factory, factory_args=arguments)
-    assert source.module is not None  # benchmarks.train writes modules and state dicts alone
-    torch.save(source.module, inputs.folder / MODEL)
+    model, _ = _dense(inputs, data)
+    torch.save(model.module, inputs.folder / MODEL)
     for split in (data.train, data.calibration, data.validation):
         write_split(inputs.folder / f"{split.name}.npz", split, data.inputs)
     write_split(inputs.work / TEST, data.test, data.inputs)
-    example, _ = data.calibration.fetch(data.calibration.indices[:2])
-    model = models.bind(source, data.inputs, example)
     dense, _ = export(model, ExportConfig(), Context(data, inputs.folder), FLOAT)
     baseline = accuracy(outputs_of(dense, data.validation)).value
     content = {**budget, "baseline": {"validation": baseline}}
     (inputs.folder / BUDGET).write_text(json.dumps(content, indent=1))
+
+
+def _dense(inputs: Inputs, data: Data) -> tuple[Model, tuple[Tensor, ...]]:
+    """The dense model, and two samples for it."""
+    trained = inputs.spec.trained
+    arguments = factory_args(trained, inputs.checkpoint)
+    source = models.load(inputs.checkpoint / MODEL, factory=trained.factory, factory_args=arguments)
+    assert source.module is not None  # benchmarks.train writes modules and state dicts alone
+    example, _ = data.calibration.fetch(data.calibration.indices[:2])
+    return models.bind(source, data.inputs, example), example
 
 
 def flags_of(inputs: Inputs) -> Sequence[str]:

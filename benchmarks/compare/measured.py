@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compare import call
+from benchmarks.compare import call, narrowest
 from benchmarks.compare.entries import BY_NAME, DENSE
 from benchmarks.compare.frontier import EQUAL
 from benchmarks.compare.inputs import BUDGET, FLOAT, INPUTS, TEST
@@ -69,7 +69,7 @@ def measure(
 
     Returns:
         A row for the dense file, then one for each file of ``made``; one for an entry without, which says why. The
-        last is what a call costs that computes nothing: timed, not scored.
+        last are timed and not scored: the model one channel wide, and what a call costs that computes nothing.
     """
     found = environment(threads=1)
     machine = {name: found[name] for name in _MACHINE}
@@ -113,6 +113,9 @@ def _candidates(workload: str, seed: int, folder: Path, made: Sequence[Made]) ->
         else:
             status = "made no file" if one.status == OK else one.status
             yield _Candidate(replace(row, status=status), Source(folder, sha256=""))
+    if (folder / narrowest.FILE).exists():
+        row = Row(workload, seed, narrowest.NAME, "limit", None, narrowest.SETTINGS)
+        yield _Candidate(row, file_source(folder / narrowest.FILE))
     alone = file_source(call.write(folder / INPUTS / FLOAT, folder))
     yield _Candidate(Row(workload, seed, call.NAME, "limit", None, call.SETTINGS), alone)
 

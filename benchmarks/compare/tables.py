@@ -122,7 +122,7 @@ def entry_table(comparison: Comparison) -> Cells:
             cells.append((entry, "; ".join(told), *[fmt.NOTHING] * 4, *_cost(found)))
             continue
         if made[0].kind == "limit":
-            cells.append((entry, made[0].settings, *[fmt.NOTHING] * 2, call_alone(comparison), *[fmt.NOTHING] * 4))
+            cells.append((entry, made[0].settings, *[fmt.NOTHING] * 2, limit(comparison, entry), *[fmt.NOTHING] * 4))
             continue
         kept = f"{sum(row.eligible for row in made)} of {len(made)}" + _failed(found)
         cells.append((entry, kept, *_best_cells(found, "zip"), *_best_cells(found, "p50"), *_cost(found)))
@@ -213,9 +213,10 @@ def dense_accuracies(comparison: Comparison) -> list[float]:
     return [row.test.value for row in comparison.rows if row.entry == DENSE and row.test is not None]
 
 
-def call_alone(comparison: Comparison) -> str:
-    """p50 of a call that computes nothing, over the seeds."""
-    return over_seeds([row.p50_ms for row in comparison.rows if row.kind == "limit"], _duration, geometric_mean)
+def limit(comparison: Comparison, name: str) -> str:
+    """p50 of what only a limit is measured with, over the seeds; a dash where it was not."""
+    found = [row.p50_ms for row in comparison.rows if row.kind == "limit" and row.entry == name]
+    return over_seeds(found, _duration, geometric_mean) if found else fmt.NOTHING
 
 
 def _of(comparison: Comparison, entry: str, seed: int) -> list[Row]:

@@ -1,6 +1,6 @@
 """Residual blocks: finding those that add to what they are given, leaving one out, and which is missed least.
 
-A block y = x + f(x), or relu(x + f(x)), left out is y = x: the same cut as of channels, of all that f adds at once.
+A block y = x + f(x), left out, is y = x: the same cut as of channels, of all that f adds at once.
 What narrowing cannot save (the nodes between the layers, the call of each) leaves with it, which is most of the latency
 of small transformers. Leaving whole blocks out goes back to Huang et al. 2016, "Deep Networks with Stochastic Depth";
 choosing those that the outputs miss least to Gromov et al. 2024, "The Unreasonable Ineffectiveness of the Deeper
@@ -24,8 +24,12 @@ from compress.pruning.exactness import evaluate
 from compress.pruning.values import Kept
 from compress.training.finetune import log_scores
 
-# What a residual block may do to its sum and still be one: all leave what a block before them has left as it is.
-_PASSING = frozenset({"aten::relu", "aten::hardtanh", "aten::clone", "aten::dropout", "aten::alias", "aten::detach"})
+# What a residual block may do to its sum and still be one: to what a block like it returned these do nothing (ReLUs),
+# or little (a normalisation of what is normalised).
+_PASSING = frozenset(
+    {"aten::relu", "aten::hardtanh", "aten::clone", "aten::dropout", "aten::alias", "aten::detach"}
+    | {"aten::native_layer_norm", "aten::_fused_rms_norm", "aten::rms_norm"}
+)
 _ADDING = frozenset({"aten::add", "aten::sub"})
 _BATCH = 64
 
@@ -41,8 +45,8 @@ def residual_blocks(module: nn.Module, inputs: Sequence[Any]) -> tuple[str, ...]
     """The names of the submodules that can be left out: the smallest that return their input plus something.
 
     Found in one forward pass, not by class or name: a submodule that is called once, takes a tensor first and returns
-    one of the same shape and dtype that was made of it by additions (and by ReLUs of them) alone. A normalisation of
-    the sum (post-norm transformers) is more than that, and such blocks stay.
+    one of the same shape and dtype that was made of it by additions alone (and by ReLUs and normalisations of them, as
+    in post-norm transformers).
 
     Args:
         module: Left as it was.
@@ -143,22 +147,21 @@ class _Sums(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._terms: dict[int, set[int]] = defaultdict(set)
+        self._terms: dict[int, set[tuple[int, bool]]] = defaultdict(set)  # and whether they were added to something
         self._alive: list[Tensor] = []  # an id tells a tensor only while that is there
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
+        results = func(*args, **(kwargs or {}))
         name = str(func._schema.name).rstrip("_")
-        if isinstance(made, Tensor):
-            self._alive.append(made)
-            if name in _ADDING or name in _PASSING:
-                terms = args[:1] if name in _PASSING or name == "aten::sub" else args[:2]
-                same = [term for term in terms if isinstance(term, Tensor) and term.shape == made.shape]
-                self._terms[id(made)] |= {id(term) for term in same}
-                self._alive += same
-        return made
+        made = results[0] if isinstance(results, tuple) and results else results  # of a normalisation, its statistics
+        if isinstance(made, Tensor) and (name in _ADDING or name in _PASSING):
+            terms = args[:2] if name == "aten::add" else args[:1]
+            same = [term for term in terms if isinstance(term, Tensor) and term.shape == made.shape]
+            self._terms[id(made)] |= {(id(term), name in _ADDING) for term in same}
+            self._alive += [made, *same]
+        return results
 
     def reaches(self, made: Any, given: Any) -> bool:
         """Whether ``made`` is ``given`` plus something."""
@@ -166,13 +169,13 @@ class _Sums(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return False
         if made.shape != given.shape or made.dtype != given.dtype:
             return False
-        seen: set[int] = set()
+        seen: set[tuple[int, bool]] = set()
         waiting = list(self._terms[id(made)])
         while waiting:
-            number = waiting.pop()
-            if number == id(given):
+            number, summed = waiting.pop()
+            if number == id(given) and summed:
                 return True
-            if number not in seen:
-                seen.add(number)
-                waiting += self._terms[number]
+            if number != id(given) and (number, summed) not in seen:
+                seen.add((number, summed))
+                waiting += [(term, summed or added) for term, added in self._terms[number]]
         return False
