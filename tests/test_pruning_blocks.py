@@ -284,7 +284,7 @@ def test_blocks_leave_where_narrowing_saves_little(
     )
 
 
-@pytest.mark.parametrize("fields", [{"blocks": False}, {"objective": "macs"}, {"speedup": 1.02}])
+@pytest.mark.parametrize("fields", [{"blocks": False}, {"macs": 0.6}, {"speedup": 1.02}])
 def test_no_block_leaves_where_it_was_not_to(
     opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch, fields: Mapping[str, object]
 ) -> None:
@@ -292,6 +292,18 @@ def test_no_block_leaves_where_it_was_not_to(
     model, record = searched(opened, by_blocks, **fields)
     assert model.skipped == ()
     assert record.figures["skipped"] == []
+
+
+@pytest.mark.parametrize("counted", ["macs", "parameters"])
+def test_blocks_leave_where_something_else_than_latency_is_counted(
+    opened: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch, counted: str
+) -> None:
+    monkeypatch.setattr("compress.training.recovery.drop", lambda *_: 0.0)
+    monkeypatch.setattr("compress.pruning.rounds.Answers.divergence", lambda _, module: float(not _shorter(module)))
+    model, record = searched(opened, lambda *_: pytest.fail("timed"), objective=counted, rounds=1)
+    assert len(model.skipped) > 1  # about as much as the widths at half of the cost would have saved
+    before, after = record.figures[counted]
+    assert record.figures["rounds"][0]["left"] == pytest.approx(after / before, rel=1e-3)
 
 
 def test_no_block_leaves_with_a_parameter_that_is_to_stay(

@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from compress.errors import PruningError
 from compress.files import cache_directory
 from compress.pruning.allocation import Allocation, candidate_widths, ranked, uniform
 from compress.pruning.blocks import Answers, least_missed, removable, residual_blocks, skip, within, without
+from compress.pruning.candidates import Candidate, Failure, Round
 from compress.pruning.cost import CostModel
 from compress.pruning.groups import Structure, analyse
 from compress.pruning.importance import scores
@@ -32,7 +32,6 @@ from compress.pruning.pruned import (
     shapes_of,
 )
 from compress.pruning.shares import CLOSE, next_share
-from compress.pruning.values import Kept
 from compress.training import Outcome, Recovery, last_step, reestimate, way_back, worth_more
 from compress.units import signed
 from compress.values import Context, Model
@@ -47,39 +46,6 @@ MeasureSpeedup = Callable[[Model, Model], float]
 
 SAMPLES = 256  # that tell how much is lost before any training
 MEASUREMENTS = 3  # of a model before it is trained, to find the widths that reach a speed-up
-
-
-@dataclass(frozen=True)
-class Round:
-    """One reduction, fine-tuned."""
-
-    left: float  # share 0..1 of what the goal counts
-    macs: int  # of one sample, in the layers with weights
-    parameters: int
-    drop: float  # on validation, against the original model
-    loss: float  # mean over the last tenth of its steps
-    steps: int
-    within: bool  # drop <= its share of the budget
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A share that was not within the budget."""
-
-    left: float
-    drop: float | None  # None: there is no such model
-    base: float  # the share of the model that it was cut from
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model with fewer channels, before or after training."""
-
-    module: nn.Module
-    kept: Kept  # of the original
-    left: float  # share of what the goal counts
-    widths: Mapping[str, int]
-    skipped: tuple[str, ...] = ()  # residual blocks that were left out
 
 
 class Search:
@@ -108,7 +74,8 @@ class Search:
         self._analysed = [(self.dense, self.structure)]  # and the last ones, for several questions ask for them
         self.staying = (*config.keep, *needed)
         # Residual blocks that leave in one round at most.
-        self.most_blocks = sys.maxsize if config.blocks and config.goal == ("latency", None) and measure else 0
+        searched = config.goal[1] is None and (measure is not None or config.goal[0] != "latency")
+        self.most_blocks = sys.maxsize if config.blocks and searched else 0
         self.allowed = config.budget * context.max_drop
         self.best: Candidate | None = None
         self.drop = 0.0  # of the best
@@ -179,8 +146,7 @@ class Search:
     def _shorter(self, base: Candidate, narrower: Candidate | None) -> Candidate | None:
         """Without the residual blocks that are missed least, about as many as save what a narrower model does."""
         blocks = removable(residual_blocks(base.module, self.example), base.module, self.staying)
-        layers = self._layers(base, self._structure_of(base))
-        saves = {name: base.left * share for name in blocks if (share := layers.share_of(f"{name}.")) > 0}
+        saves = {name: base.left * share for name in blocks if (share := self._share_of(base, name)) > 0}
         if not saves:
             return None
         lost = {}
@@ -191,9 +157,22 @@ class Search:
         chosen = least_missed(saves, lost, wanted, self.most_blocks)
         skipped = (*base.skipped, *chosen)
         widths = {name: width for name, width in base.widths.items() if not within(name, skipped)}
-        candidate = Candidate(skip(base.module, chosen), without(base.kept, chosen), base.left, widths, skipped)
-        candidate = dataclasses.replace(candidate, left=self._measured(candidate))
+        left = base.left - sum(saves[name] for name in chosen)
+        candidate = Candidate(skip(base.module, chosen), without(base.kept, chosen), left, widths, skipped)
+        if self.config.goal[0] == "latency":
+            candidate = dataclasses.replace(candidate, left=self._measured(candidate))
         return candidate if candidate.left < base.left / CLOSE else None
+
+    def _share_of(self, base: Candidate, block: str) -> float:
+        """The share of what is counted that lies within a block."""
+        structure = self._structure_of(base)
+        if self.config.goal[0] == "latency":
+            return self._layers(base, structure).share_of(f"{block}.")
+        if self.config.goal[0] == "macs":
+            counts = [(use.weight, use.macs) for use in structure.layers]
+        else:
+            counts = [(name, parameter.numel()) for name, parameter in base.module.named_parameters()]
+        return sum(count for name, count in counts if within(name, [block])) / sum(count for _, count in counts)
 
     @cached_property
     def _answers(self) -> Answers:

@@ -31,7 +31,7 @@ class PruneConfig:
     importance: Importance = "lamp"  # which channels leave first
     floor: float = 0.1  # share 0..1 of its channels that every group keeps at least
     round_to: int = 8  # kept counts are multiples of it where a group is wide enough; 1: any count
-    blocks: bool = True  # whole residual blocks may leave too, where latency is searched as low as the budget allows
+    blocks: bool = True  # whole residual blocks may leave too, in a search for as little as the budget allows
     keep: tuple[str, ...] = ()  # name patterns of groups or parameters that stay whole (fnmatch: "layer4.*")
     rounds: int = 5  # fine-tunings at most: of new widths, of a near miss again, what is left of the best model
     epochs: float = 3.0  # passes over the training split in each round
@@ -87,9 +87,9 @@ def prune_to_budget(
     Each round cuts the least important channels of the best model so far, takes its normalisation statistics again,
     and distils it from the original. After a round within the budget the next one halves what is left. What is outside
     it by little is trained again (`worth_more`); after any other failure the next round backs off (on a logarithmic
-    scale), from the last good model. Under latency a round may leave out residual blocks instead: that is trained which
-    lost least for what it saves, before any training. Where nothing narrower is to be had, the rounds that are left
-    train the best model further. What is returned is the smallest model that was within the budget on validation.
+    scale), from the last good model. A round may leave out residual blocks instead: that is trained which lost least
+    for what it saves, before any training. Where nothing smaller is to be had, the rounds that are left train the best
+    model further. What is returned is the smallest model that was within the budget on validation.
 
     Args:
         measure: For ``speedup``: how much faster a candidate really is; None: as the layers' timings predict, and no
