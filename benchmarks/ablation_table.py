@@ -67,6 +67,7 @@ ABLATIONS = (
     Ablation("prune-global", "one ranking of all channels, whatever they cost", (_RATIO, "prune.scope=global")),
     Ablation("prune-macs", "MACs halved, not parameters", ("prune.objective=macs",)),
     Ablation("prune-any-width", "widths that are no multiple of 8 too", ("prune.round_to=1",), amount=()),
+    Ablation("no-blocks", "residual blocks stay", ("prune.blocks=false",)),
     # -- which weights, how many of each layer, and when
     Ablation("sparsify-magnitude", "score magnitude", ("sparsify.score=magnitude",), amount=()),
     Ablation("sparsify-taylor", "score taylor: weight × gradient", ("sparsify.score=taylor",), amount=()),

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.errors import CompressError
+from compress.errors import PruningError
 from compress.onnx_export import ExportConfig, export
 from compress.pruning import analyse
 from compress.pruning.pruned import cut_what_can
@@ -29,10 +29,11 @@ def write(model: Model, example: Sequence[Tensor], folder: Path) -> None:
     """
     inputs = tuple(x[:1] for x in example)
     groups = analyse(model.module, inputs).groups
+    first = {group.name: torch.tensor([0]) for group in groups if group.frozen is None}
+    if not first:
+        return
     try:
-        smallest = cut_what_can(
-            model.module, groups, {g.name: torch.tensor([0]) for g in groups if g.frozen is None}, inputs
-        )
-    except CompressError:
+        smallest = cut_what_can(model.module, groups, first, inputs)
+    except PruningError:
         return
     export(replace(model, module=smallest.module), ExportConfig(), Context(None, folder), FILE)
