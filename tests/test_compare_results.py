@@ -8,11 +8,12 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.compare import call, headline, page, plots, results, tables
+from benchmarks.compare import call, headline, narrowest, page, plots, results, tables
 from benchmarks.compare.frontier import all_versus, best, best_peer, most_accurate, versus, within
 from benchmarks.compare.results import Comparison, Row
 from compress.reporting import format as fmt
@@ -355,14 +356,21 @@ def test_the_headline_tells_what_is_left_at_half_the_drop_beside_what_peers_are_
     )
 
 
-def test_the_cost_of_a_call_stands_beside_the_latencies_that_it_limits() -> None:
-    alone = row(call.NAME, None, 0.004, kind="limit", file=None, validation=None, test=None, validation_drop=None)
-    comparison = compared([*one_seed(), replace(alone, eligible=False)])
+def test_the_limits_of_latencies_stand_beside_them() -> None:
+    nothing: dict[str, Any] = {"file": None, "validation": None, "test": None, "validation_drop": None}
+    narrow, alone = (
+        row(name, None, ms, kind="limit", **nothing) for name, ms in ((narrowest.NAME, 0.02), (call.NAME, 0.004))
+    )
+    limits = [replace(one, eligible=False) for one in (narrow, alone)]
+    comparison = compared([*one_seed(), *limits])
     (line,) = headline.table([comparison])[1:]
-    assert line[-1] == fmt.duration(alone.p50_ms)
-    assert cells(tables.entry_table(comparison), call.NAME)["fastest"] == line[-1]
+    assert line[-1] == f"{fmt.duration(0.02)} and {fmt.duration(0.004)}"
+    for one in limits:
+        assert cells(tables.entry_table(comparison), one.entry)["fastest"] == fmt.duration(one.p50_ms)
+        assert all(one.entry not in cell[0] for cell in tables.fixed_table(comparison))
     assert [one.peers for one in comparison.versus] == [one.peers for one in compared(one_seed()).versus]
-    assert all(call.NAME not in one[0] for one in tables.fixed_table(comparison))
+    (before,) = headline.table([compared([*one_seed(), limits[1]])])[1:]  # results of an earlier version
+    assert before[-1] == f"– and {fmt.duration(0.004)}"
 
 
 def test_an_entry_that_failed_was_tried(tmp_path: Path) -> None:
