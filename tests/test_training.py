@@ -93,6 +93,31 @@ def test_the_teacher_gives_the_same_answers_from_its_table_and_live(monkeypatch:
     torch.testing.assert_close(live.outputs(positions, inputs), remembered)
 
 
+def test_stages_that_train_from_one_original_ask_it_once_and_again_once_it_has_changed() -> None:
+    module, split, told = net().eval(), blobs(), []
+
+    def asked() -> Teacher:
+        return Teacher.of(module, split, progress=lambda label, done, total, note="": told.append(done))
+
+    first = asked()
+    assert told
+    passes = len(told)
+    assert asked() is first
+    assert len(told) == passes
+    positions = torch.arange(5)
+    inputs = split.fetch(split.indices[:5])[0]
+    before = first.outputs(positions, inputs)
+    with torch.no_grad():
+        next(module.parameters()).mul_(2)
+    second = asked()
+    assert len(told) == 2 * passes
+    assert not torch.equal(second.outputs(positions, inputs), before)
+    assert torch.equal(first.outputs(positions, inputs), before)
+    other = Teacher.of(module, split.take(8))
+    assert other is not second
+    assert Teacher.of(copy.deepcopy(module), split) is not asked()
+
+
 def test_every_sample_is_seen_once_in_an_epoch() -> None:
     split, seen = blobs(), []
 

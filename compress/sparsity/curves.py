@@ -304,7 +304,7 @@ class _Lab:
 
     @cached_property
     def _teacher(self) -> Teacher:
-        return Teacher(copy.deepcopy(self._model.module), self._data.train, device=self._context.device)
+        return Teacher.of(self._model.module, self._data.train, device=self._context.device)
 
     @cached_property
     def _gradients(self) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -84,9 +83,7 @@ class Recovery:
 
     def __init__(self, original: Model, data: Data, context: Context, config: FineTuneConfig) -> None:
         self._original, self._data, self._context, self._config = original, data, context, config
-        self._teacher = Teacher(
-            copy.deepcopy(original.module), data.train, device=context.device, progress=context.progress
-        )
+        self._teacher = Teacher.of(original.module, data.train, device=context.device, progress=context.progress)
         self._reference = outputs_of(original, data.validation)
         self._baseline = score(self._reference, self._reference, context.metric)
 
