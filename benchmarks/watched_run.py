@@ -33,7 +33,7 @@ TRAINING = "training"
 # (module, attribute there, what it is): a call is counted as that, but for the calls of others within it.
 WATCHED = (
     ("compress.training.recovery", "finetune", TRAINING),
-    ("compress.training.recovery", "Teacher", "answers of the original"),
+    ("compress.training.recovery", "teacher_of", "answers of the original"),
     ("compress.training.recovery", "outputs_of", "scoring after fine-tuning"),
     ("compress.pipeline", "open_inputs", "model and data"),
     ("compress.pipeline", "prune_to_budget", "the rest of prune"),

@@ -15,7 +15,7 @@ from torch import nn
 
 from compress.data.splits import Batch, Split
 from compress.errors import DataError, ModelError, RecipeError
-from compress.training import FineTuneConfig, Teacher, finetune, last_step, plan_steps, way_back, worth_more
+from compress.training import FineTuneConfig, Teacher, finetune, last_step, plan_steps, teacher_of, way_back, worth_more
 from compress.training.finetune import _rate, distilling_mode, loss_of, make_optimizer, thaw
 from compress.training.gradients import mean_gradients
 
@@ -97,7 +97,7 @@ def test_stages_that_train_from_one_original_ask_it_once_and_again_once_it_has_c
     module, split, told = net().eval(), blobs(), []
 
     def asked() -> Teacher:
-        return Teacher.of(module, split, progress=lambda label, done, total, note="": told.append(done))
+        return teacher_of(module, split, progress=lambda label, done, total, note="": told.append(done))
 
     first = asked()
     assert told
@@ -113,9 +113,9 @@ def test_stages_that_train_from_one_original_ask_it_once_and_again_once_it_has_c
     assert len(told) == 2 * passes
     assert not torch.equal(second.outputs(positions, inputs), before)
     assert torch.equal(first.outputs(positions, inputs), before)
-    other = Teacher.of(module, split.take(8))
+    other = teacher_of(module, split.take(8))
     assert other is not second
-    assert Teacher.of(copy.deepcopy(module), split) is not asked()
+    assert teacher_of(copy.deepcopy(module), split) is not asked()
 
 
 def test_every_sample_is_seen_once_in_an_epoch() -> None:

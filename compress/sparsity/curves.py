@@ -25,7 +25,7 @@ from compress.sparsity.masks import Scope, Score, resolve_layers, sparsifiable
 from compress.sparsity.sensitivity import figure_of, scan, suggest
 from compress.training.finetune import FineTuneConfig, finetune, plan_steps, thaw
 from compress.training.gradients import mean_gradients
-from compress.training.teacher import Teacher
+from compress.training.teacher import Teacher, teacher_of
 from compress.values import Context, Model, Progress
 
 logger = logging.getLogger(__name__)
@@ -304,7 +304,7 @@ class _Lab:
 
     @cached_property
     def _teacher(self) -> Teacher:
-        return Teacher.of(self._model.module, self._data.train, device=self._context.device)
+        return teacher_of(self._model.module, self._data.train, device=self._context.device)
 
     @cached_property
     def _gradients(self) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from compress.training.finetune import FineTuneConfig, finetune, plan_steps
 from compress.training.recovery import Outcome, Recovery, last_step, way_back, worth_more
 from compress.training.statistics import reestimate
-from compress.training.teacher import Teacher
+from compress.training.teacher import Teacher, teacher_of
 
 __all__ = [
     "FineTuneConfig",
@@ -14,6 +14,7 @@ __all__ = [
     "last_step",
     "plan_steps",
     "reestimate",
+    "teacher_of",
     "way_back",
     "worth_more",
 ]

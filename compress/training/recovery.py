@@ -12,7 +12,7 @@ from torch import nn
 from compress.data.splits import Data
 from compress.measurement import drop, outputs_of, score
 from compress.training.finetune import AfterStep, FineTuneConfig, finetune, plan_steps, thaw
-from compress.training.teacher import Teacher
+from compress.training.teacher import teacher_of
 from compress.values import Context, Model
 
 _AIM = 0.8  # of the allowed drop: a round exactly at it fails as often as not
@@ -83,7 +83,7 @@ class Recovery:
 
     def __init__(self, original: Model, data: Data, context: Context, config: FineTuneConfig) -> None:
         self._original, self._data, self._context, self._config = original, data, context, config
-        self._teacher = Teacher.of(original.module, data.train, device=context.device, progress=context.progress)
+        self._teacher = teacher_of(original.module, data.train, device=context.device, progress=context.progress)
         self._reference = outputs_of(original, data.validation)
         self._baseline = score(self._reference, self._reference, context.metric)
 
