@@ -66,7 +66,7 @@ _LAST: WeakKeyDictionary[nn.Module, tuple[Split, str, str, Teacher]] = WeakKeyDi
 def teacher_of(module: nn.Module, split: Split, *, device: str = "cpu", progress: Progress = silent) -> Teacher:
     """The teacher that answers as ``module`` does now: the last one for it, where weights and split are the same.
 
-    Every stage that trains has the same teacher, and asking it once takes a sixth of the bare training steps of a CNN of
+    Every stage that trains has the same teacher, and asking it takes a sixth of the bare training steps of a CNN of
     228,010 parameters.
     """
     known, weights = _LAST.get(module), hashlib.sha256(save_state(module)).hexdigest()  # it can be trained meanwhile
