@@ -10,19 +10,23 @@ Layers".
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.data.splits import Split
-from compress.pruning.exactness import evaluate
+from compress.pruning.exactness import evaluate, signature
 from compress.pruning.values import Kept
 from compress.training.finetune import log_scores
+
+logger = logging.getLogger(__name__)
 
 # What a residual block may do to its sum and still be one: to what a block like it returned these do nothing (ReLUs),
 # or little (a normalisation of what is normalised).
@@ -56,7 +60,7 @@ def residual_blocks(module: nn.Module, inputs: Sequence[Any]) -> tuple[str, ...]
         In the order of their calls; none where the forward has no submodules of its own (a traced one).
     """
     watched = copy.deepcopy(module)
-    names = {layer: name for name, layer in watched.named_modules() if name and any(True for _ in layer.parameters())}
+    names = {layer: name for name, layer in watched.named_modules() if _can_be_watched(name, layer)}
     calls: list[tuple[str, bool]] = []
     with _Sums() as sums:
         for layer, name in names.items():
@@ -64,7 +68,18 @@ def residual_blocks(module: nn.Module, inputs: Sequence[Any]) -> tuple[str, ...]
         evaluate(watched, inputs)
     times = Counter(name for name, _ in calls)
     found = [name for name, residual in calls if residual and times[name] == 1]
-    return tuple(name for name in found if not any(other.startswith(f"{name}.") for other in found))
+    smallest = [name for name in found if not any(within(other, [name]) for other in found)]
+    expected = signature(evaluate(module, inputs))
+    return tuple(name for name in smallest if _signature_without(module, name, inputs) == expected)
+
+
+def _signature_without(module: nn.Module, block: str, inputs: Sequence[Any]) -> list[str] | None:
+    """None where the forward pass needs the block: it reads a weight of it, say."""
+    try:
+        return signature(evaluate(skip(module, [block]), inputs))
+    except Exception as error:  # the user's forward can raise anything
+        logger.debug("%s cannot be left out: %s", block, error)
+        return None
 
 
 def removable(blocks: Sequence[str], module: nn.Module, keep: Iterable[str]) -> list[str]:
@@ -131,6 +146,11 @@ def least_missed(saves: Mapping[str, float], lost: Mapping[str, float], wanted: 
             break
         chosen.append(name)
     return chosen
+
+
+def _can_be_watched(name: str, layer: nn.Module) -> bool:
+    """A submodule with weights, not the model itself, that takes hooks."""
+    return bool(name) and not isinstance(layer, torch.jit.ScriptModule) and any(True for _ in layer.parameters())
 
 
 def _noting(name: str, calls: list[tuple[str, bool]], sums: _Sums) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
