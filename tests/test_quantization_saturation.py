@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
@@ -211,6 +211,8 @@ def test_a_repair_takes_no_more_than_the_worst_pair_needs() -> None:
 
 
 @given(arrays(np.float32, (5, 7), elements=st.floats(-1, 1, width=32)), st.booleans())
+@example(np.where(np.arange(35) == 0, 0.98828125, 0.9765625).astype(np.float32).reshape(5, 7), False)
+@example(np.full((5, 7), 1e-45, np.float32), False)
 def test_repaired_weights_stay_exact_when_each_is_rounded_the_other_way(weight: np.ndarray, per_channel: bool) -> None:
     proto = _float("Gemm", weight, (7,), transB=1)
     overrides = repair_overrides(proto, ["w"], per_channel)["w"]

@@ -98,17 +98,20 @@ def _safe_scales(node: onnx.NodeProto, layer: Layer, weight: Array, per_channel:
     axis = layer.channel_axis
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=others if per_channel else None, initial=0).reshape(-1)
-    largest = np.where(largest > 0, largest, 1).astype(np.float32)
-    scales, widest = largest / np.float32(_FULL), largest / np.float32(_REPAIRED_PAIR // 2)
+    # Of what is smaller, a scale would be 0.
+    largest = np.where(largest > _FULL * np.finfo(np.float32).tiny, largest, 1).astype(np.float32)
+    scales: NDArray[np.float32] = (largest / _FULL).astype(np.float32)
+    widest = largest / np.float32(_REPAIRED_PAIR // 2)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     while True:
         stored = np.clip(np.rint(weight / scales.reshape(shape)), -_FULL, _FULL).astype(np.int8)
         worst = np.abs(pair_sums(node, stored)).max(axis=1, initial=0)  # of each row, whose channel is its last index
         worst = worst.reshape(-1, weight.shape[axis]).max(axis=0, initial=0) if per_channel else worst.max(initial=0)
         if np.all(worst <= _REPAIRED_PAIR):
-            return scales.astype(np.float32)
+            return scales
         grown = np.minimum(scales * np.maximum(worst / _REPAIRED_PAIR, _STEP), widest)
-        scales = np.where(worst > _REPAIRED_PAIR, grown, scales)
+        # In float32, as it is stored: rounded afterwards it could put a weight between two numbers on the larger.
+        scales = np.where(worst > _REPAIRED_PAIR, grown, scales).astype(np.float32)
 
 
 def emulate_saturation(activations: NDArray[np.uint8], rows: NDArray[np.int8]) -> NDArray[np.int32]:
