@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
@@ -89,6 +89,7 @@ def _constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 @given(arrays.arrays(np.float32, (6,), elements=st.floats(width=32)))
+@example(np.full(6, np.finfo(np.float32).max))
 def test_rounded_constants_keep_eight_bits_their_zeros_and_whatever_is_not_finite(values: np.ndarray) -> None:
     proto = _graph()
     proto.graph.initializer[1].CopyFrom(numpy_helper.from_array(values, "offset"))

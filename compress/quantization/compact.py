@@ -51,8 +51,9 @@ def round_constants(proto: onnx.ModelProto) -> None:
 
 def _rounded(values: Array) -> Array:
     mantissa, exponent = np.frexp(values)
-    rounded = np.ldexp(np.round(np.ldexp(mantissa, _BITS)), exponent - _BITS)
     # The largest numbers would become infinite: masks of attention hold them.
+    with np.errstate(over="ignore"):
+        rounded = np.ldexp(np.round(np.ldexp(mantissa, _BITS)), exponent - _BITS)
     return np.where(np.isfinite(rounded), rounded, values).astype(values.dtype)
 
 
