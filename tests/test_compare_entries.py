@@ -14,13 +14,14 @@ from typing import ClassVar
 import pytest
 
 from benchmarks.compare import __main__ as command_line
-from benchmarks.compare import own, runs
+from benchmarks.compare import matched, own, runs
 from benchmarks.compare.entries import BY_NAME, ENTRIES, entries_for
 from benchmarks.compare.inputs import Inputs
 from benchmarks.compare.made import Made, Point, keep, made_before
 from benchmarks.compare.runs import Place, chain, make
 from benchmarks.peers.apart import LOG, Ran, run_apart
 from benchmarks.peers.scripts import FOLDER, code_lines, files_of, user_lines
+from tests.comparisons import failed, row
 
 OBJECTIVES = ("size", "latency", "balanced")
 
@@ -269,6 +270,43 @@ def test_our_entry_made_by_other_code_is_kept_and_told(inputs: Inputs, capsys: p
     keep(replace(made, versions={**made.versions, "source": "other"}), place.folder("compress-size"))
     make(BY_NAME["compress-size"], place)
     assert "--again compress-size" in capsys.readouterr().err
+
+
+# --- ours at the drop of the best peer
+
+
+@pytest.mark.usefixtures("finished")
+def test_ours_may_lose_what_the_smallest_or_fastest_peer_lost_on_validation(inputs: Inputs) -> None:
+    small, fast = row("torch-prune-ort", 10, 2.0, drop=0.0072, test_drop=0.5), row("torch-pruning", 20, 1.0, drop=-0.01)
+    over, ours = row("torch-pruning-ort", 5, 0.5, drop=0.02, eligible=False), row("compress-size", 1, 0.1, drop=0.009)
+    entries = [BY_NAME["compress-size-matched"], BY_NAME["compress-latency-matched"]]
+    made = command_line.make_matched(entries, Place(inputs), [], lambda: [small, fast, over, ours])
+    assert [one.settings.partition(": ")[2] for one in made] == [
+        "--max-drop 0.0072, of torch-prune-ort model.onnx",
+        "--max-drop 0, of torch-pruning model.onnx",  # it gained: no loss is allowed
+    ]
+    assert made[0].points[0].within  # 0.004, see `finished`
+    assert not made[1].points[0].within
+
+
+@pytest.mark.usefixtures("finished")
+def test_which_peer_ours_is_matched_to_is_decided_once_for_a_model_and_its_data(inputs: Inputs) -> None:
+    def settings(drop: float, again: list[str], found: Inputs = inputs) -> str:
+        rows = [row("torch-prune", 10, 2.0, drop=drop)]
+        return command_line.make_matched([entry], Place(found), again, lambda: rows)[0].settings
+
+    entry = BY_NAME["compress-size-matched"]
+    first = settings(0.003, [])
+    assert settings(0.005, []) == first
+    assert settings(0.005, [entry.name]) != first
+    assert settings(0.006, [], replace(inputs, identity="other")) == first.replace("0.003", "0.006")
+
+
+def test_ours_is_matched_to_no_peer_where_none_was_measured(inputs: Inputs) -> None:
+    rows = [row("dense", 10, 2.0), failed("torch-prune"), row("compress-size", 1, 0.1)]
+    (made,) = command_line.make_matched([BY_NAME["compress-size-matched"]], Place(inputs), [], lambda: rows)
+    assert made.status == matched.NO_PEER
+    assert not made.points
 
 
 # --- lines

@@ -343,16 +343,16 @@ def test_a_workload_on_which_a_peer_was_not_tried_is_no_headline(tmp_path: Path)
     assert "cnn" not in headline.block([found])
     assert "**Not run yet: recursive-reduction.**" in page.page(tmp_path).read_text()
     assert "cnn" in headline.block([replace(found, not_run=())])
-    assert "cnn" in headline.block([replace(found, not_run=("compress-size-half",))])  # one of ours hides no peer
+    assert "cnn" in headline.block([replace(found, not_run=("compress-size-matched",))])  # one of ours hides no peer
 
 
-def test_the_headline_tells_what_is_left_at_half_the_drop_beside_what_peers_are_allowed() -> None:
+def test_the_headline_tells_what_is_left_at_the_best_peers_drop_beside_what_all_are_allowed() -> None:
     peer = row("torch-prune-ort", 10_000, None)
     worse = row("compress-size", 4_000, None, 0.009, test_drop=0.05)
-    half = row("compress-size-half", 4_500, None)
-    line = dict(zip(*headline.table([compared([peer, worse, half])]), strict=True))
+    matched = row("compress-size-matched", 4_500, None)
+    line = dict(zip(*headline.table([compared([peer, worse, matched])]), strict=True))
     assert line["`compress-size`, zipped bytes / best peer"] == (
-        "0.40×: 4.00 KB, torch-prune-ort 10.0 KB; half the drop **0.45×: 4.50 KB**"
+        "0.40×: 4.00 KB, torch-prune-ort 10.0 KB; at its drop **0.45×: 4.50 KB**"
     )
 
 

@@ -9,7 +9,7 @@ Every entry is given the same dense model, data, optimizer steps and loss; peers
 a process and, for peers, an environment of its own; what it made is kept in --work, and made again when what decides it
 changes: the model, the data, the budget, a peer's script or requirements, a default of this project's recipe. A change
 of this project's code alone does not show there: give --again. Then one run times all files of a seed in turns, and
-scores them.
+scores them; once more, where our entries follow that are allowed what the best peer lost.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks.compare import page, results
+from benchmarks.compare import matched, page, results
 from benchmarks.compare.entries import BY_NAME, DENSE, ENTRIES, Entry, entries_for
 from benchmarks.compare.inputs import Inputs, prepare
 from benchmarks.compare.made import Made, made_before
 from benchmarks.compare.measured import measure
+from benchmarks.compare.row import Row
 from benchmarks.compare.runs import TIMEOUT_S, Place, chain, make
 from benchmarks.peers.environments import FOLDER as ENVIRONMENTS
 from benchmarks.workloads import WORKLOADS
@@ -36,6 +38,8 @@ from compress.measurement.latency import Plan
 OWN = tuple(entry.name for entry in ENTRIES if entry.objective is not None)
 PEERS = tuple(entry.name for entry in ENTRIES if entry.objective is None)
 ALL = "all"
+ORDER = {entry.name: place for place, entry in enumerate(ENTRIES)}
+Measured = Callable[[], Sequence[Row]]
 
 
 def asked_for(workload: str, names: Sequence[str]) -> tuple[Entry, ...]:
@@ -57,6 +61,24 @@ def make_all(entries: Sequence[Entry], place: Place, again: Sequence[str], only_
     return list(made.values())
 
 
+def make_matched(entries: Sequence[Entry], place: Place, again: Sequence[str], measured: Measured) -> list[Made]:
+    """What those of ours made that may lose what the best peer lost.
+
+    Args:
+        measured: The rows of all others: asked for only where it is not known yet who that is.
+    """
+    made: list[Made] = []
+    for entry in entries:
+        folder, inputs = place.folder(entry.name), place.inputs.identity
+        known = None if entry.name in again else matched.decided(entry, folder, inputs)
+        known = known or matched.decide(entry, folder, inputs, measured())
+        if known is None:
+            made.append(Made(entry.name, entry.settings, None, identity="", status=matched.NO_PEER))
+        else:
+            made.append(make(known, place, again=entry.name in again))
+    return made
+
+
 def compare(workload: str, options: argparse.Namespace) -> None:
     """One workload: its entries at every seed that was asked for, and the results of all seeds that there are."""
     entries = asked_for(workload, [*options.entries, *options.peers])
@@ -64,8 +86,14 @@ def compare(workload: str, options: argparse.Namespace) -> None:
     for seed in WORKLOADS[workload].seeds if options.seed is None else options.seed:
         inputs = prepare(workload, seed, options.checkpoints, options.work, options.data_root)
         place = Place(inputs, options.environments, options.timeout)
-        made = make_all(entries, place, options.again, options.only_measure)
-        measure(workload, seed, inputs.work, made, options.seconds, options.launches)
+        timed = partial(measure, workload, seed, inputs.work, seconds=options.seconds, launches=options.launches)
+        if options.only_measure:
+            made = make_all(entries, place, options.again, only_kept=True)
+        else:
+            made = make_all([one for one in entries if one.matches is None], place, options.again, only_kept=False)
+            others = partial(timed, list(made))
+            made += make_matched([one for one in entries if one.matches], place, options.again, others)
+        timed(sorted(made, key=lambda one: ORDER[one.name]))
     assert inputs is not None  # there is a seed
     write(workload, inputs, options)
 

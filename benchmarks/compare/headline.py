@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.compare import call, narrowest
-from benchmarks.compare.entries import BY_NAME, HALF
+from benchmarks.compare.entries import ENTRIES
 from benchmarks.compare.frontier import TARGETS, Metric, Versus, geometric_mean
 from benchmarks.compare.results import FOLDER, Comparison, read_all
 from benchmarks.compare.tables import (
@@ -31,10 +31,10 @@ from compress.files import write_atomically
 from compress.reporting import format as fmt
 
 START, END = "<!-- headline:start -->", "<!-- headline:end -->"
-# The entries whose files are compared in each measure: the ones that set out for it, the drop of peers first.
+# The entries whose files are compared in each measure: allowed what peers are allowed, and what the best of them lost.
 SET_OUT: dict[Metric, tuple[str, str]] = {
-    "zip": ("compress-size", "compress-size-half"),
-    "p50": ("compress-latency", "compress-latency-half"),
+    "zip": ("compress-size", "compress-size-matched"),
+    "p50": ("compress-latency", "compress-latency-matched"),
 }
 BOTH = "compress-balanced"  # one file for both
 _WORDS: dict[Metric, str] = {"zip": "zipped bytes", "p50": "p50"}
@@ -55,8 +55,8 @@ def table(comparisons: Iterable[Comparison]) -> Cells:
             str(len(comparison.seeds)),
             over_seeds(dense_accuracies(comparison), fmt.fraction, average),
         ]
-        for metric, (entry, half) in SET_OUT.items():
-            line += _versus_cells(found.get((entry, metric)), found.get((half, metric)))
+        for metric, (entry, matched) in SET_OUT.items():
+            line += _versus_cells(found.get((entry, metric)), found.get((matched, metric)))
         both = [found.get((BOTH, metric)) for metric in TARGETS]
         line.append(" and ".join(fmt.NOTHING if one is None else fmt.ratio(one.ratio) for one in both))
         cells.append((*line, " and ".join(limit(comparison, name) for name in (narrowest.NAME, call.NAME))))
@@ -65,8 +65,9 @@ def table(comparisons: Iterable[Comparison]) -> Cells:
 
 def block(comparisons: Sequence[Comparison]) -> str:
     """What stands between the two comments: a table a machine, of the workloads on which every peer was tried."""
+    peers = {entry.name for entry in ENTRIES if entry.kind != "own"}
     machines: dict[str, list[Comparison]] = {}
-    for one in (one for one in comparisons if not any(BY_NAME[name].kind != "own" for name in one.not_run)):
+    for one in (one for one in comparisons if not peers & set(one.not_run)):
         machines.setdefault(one.environment["cpu"], []).append(one)
     parts = [f"\n{markdown(table(same))}\n{_told(cpu, same)}" for cpu, same in machines.items()]
     return "".join(parts) + "\n"
@@ -100,16 +101,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_atomically(options.readme, wanted.encode())
 
 
-def _versus_cells(one: Versus | None, half: Versus | None) -> tuple[str, str]:
-    """The ratio and the difference of accuracy, and both at half the drop, where that was run."""
+def _versus_cells(one: Versus | None, matched: Versus | None) -> tuple[str, str]:
+    """The ratio and the difference of accuracy, and both at the best peer's drop, where that was run."""
     if one is None or one.ratio is None:
         return fmt.NOTHING if one is None else one.reason, fmt.NOTHING
     peers = ", ".join(dict.fromkeys(name.partition(" ")[0] for name in one.peers))
     texts = [_won(one, f", {peers} {show(one.metric, geometric_mean(one.theirs))}")]
     differences = [difference_text(one)]
-    if half is not None and half.ratio is not None:
-        texts.append(f"half the drop {_won(half)}")
-        differences.append(difference_text(half))
+    if matched is not None and matched.ratio is not None:
+        texts.append(f"at its drop {_won(matched)}")
+        differences.append(difference_text(matched))
     return "; ".join(texts), "; ".join(differences)
 
 
@@ -128,10 +129,10 @@ def _told(cpu: str, comparisons: Sequence[Comparison]) -> str:
         f"{cpu} ({', '.join(known['isa'])}), {known['threads']} thread, batch 1; {n}torch {known['torch']}, "
         f"onnxruntime {known['onnxruntime']}, Python {known['python']}. Below 1 ours is smaller or faster; bold: at "
         f"most {TARGETS['zip']:.2f} of the bytes, {TARGETS['p50']:.2f} of the p50, at an accuracy that is not "
-        f"significantly lower. Half the drop: the same with `--max-drop {HALF:g}`, for peers keep more than they have "
-        f"to. The last column has the limits: the dense model with one channel in every group, which no choice of "
-        f"widths undercuts, and a call that computes nothing. In brackets 95 % intervals; of several seeds the "
-        f"smallest and the largest ratio. "
+        f"significantly lower. At its drop: ours allowed no more than what that peer lost on validation, where peers "
+        f"stop before the end of what they may lose. The last column has the limits: the dense model with one channel "
+        f"in every group, which no choice of widths undercuts, and a call that computes nothing. In brackets 95 % "
+        f"intervals; of several seeds the smallest and the largest ratio. "
         f"Written by `{COMMAND}` from the JSON files of `python -m benchmarks.compare`."
     )
     return textwrap.fill(text, WIDTH, break_on_hyphens=False) + "\n"
