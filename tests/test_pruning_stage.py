@@ -17,6 +17,7 @@ from torch import nn
 
 from compress.data import DataOptions, load_data
 from compress.errors import PruningError, RecipeError
+from compress.measurement import outputs_of, score
 from compress.pruning import PruneConfig, load_pruned, prune_to_budget
 from compress.pruning.shares import next_share
 from compress.recipe import Recipe
@@ -326,6 +327,20 @@ def test_a_model_that_did_not_change_loses_nothing(opened: tuple[Model, Context]
     model, context = opened
     assert context.data is not None
     assert Recovery(model, context.data, context, SHORT).drop(model.module) == 0.0
+
+
+def test_a_round_may_be_trained_on_where_nothing_may_be_lost(opened: tuple[Model, Context]) -> None:
+    model, context = opened
+    assert context.data is not None
+
+    def reach(max_drop: float) -> float:
+        assert context.data is not None
+        return Recovery(model, context.data, dataclasses.replace(context, max_drop=max_drop), SHORT).reach
+
+    answers = outputs_of(model, context.data.validation)
+    accuracy = score(answers, answers).figure
+    assert 0 < reach(0.0) == pytest.approx(0.02 * accuracy)
+    assert reach(0.05) == pytest.approx(0.1)
 
 
 def test_the_command_writes_what_can_be_read_back(

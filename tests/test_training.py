@@ -276,10 +276,10 @@ def test_a_search_goes_back_to_where_a_square_expects_what_is_allowed() -> None:
 
 
 def test_a_model_outside_the_budget_by_little_is_trained_on_for_as_long_as_each_round_halves_the_rest() -> None:
-    assert worth_more(0.0249, None, allowed=0.005, max_drop=0.01)
-    assert not worth_more(0.0251, None, allowed=0.005, max_drop=0.01)
-    assert worth_more(0.0149, 0.025, allowed=0.005, max_drop=0.01)
-    assert not worth_more(0.0151, 0.025, allowed=0.005, max_drop=0.01)
+    assert worth_more(0.0249, None, allowed=0.005, reach=0.02)
+    assert not worth_more(0.0251, None, allowed=0.005, reach=0.02)
+    assert worth_more(0.0149, 0.025, allowed=0.005, reach=0.02)
+    assert not worth_more(0.0151, 0.025, allowed=0.005, reach=0.02)
 
 
 def test_the_last_round_goes_as_far_as_drops_are_expected_to_be_within() -> None:

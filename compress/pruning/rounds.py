@@ -101,7 +101,7 @@ class Search:
             if fewer:
                 self.whole, self.timed = candidate, []
             return True
-        if worth_more(outcome.drop, None if near is None else near[1], self.allowed, self.context.max_drop):
+        if worth_more(outcome.drop, None if near is None else near[1], self.allowed, self.recovery.reach):
             self.near = candidate, outcome.drop
         if not fewer:
             self.failures.append(Failure(candidate.left, outcome.drop, base.left))

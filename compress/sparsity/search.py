@@ -211,7 +211,7 @@ class Search:
         if (
             again
             and isinstance(target, float)
-            and worth_more(outcome.drop, None if near is None else near.drop, self.allowed, self.context.max_drop)
+            and worth_more(outcome.drop, None if near is None else near.drop, self.allowed, self._recovery.reach)
         ):
             self.near = _Near(module, target, outcome.drop)
         return goes_on
